@@ -1,0 +1,7 @@
+"""The one exception that users see: a single clear line that names the culprit and the way out."""
+
+from __future__ import annotations
+
+
+class SpeqError(Exception):
+    """An error caused by input or environment. ``str(error)`` is one line, printed by the command line with exit code 1."""

@@ -1,0 +1,13 @@
+// The extension module speq._native. Each source file registers its own functions.
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+void bind_codec(nb::module_& m);
+void bind_sampling(nb::module_& m);
+
+NB_MODULE(_native, m) {
+    m.doc() = "Native kernels of speq; see speq.bits, speq.kernels and speq.decoding for the typed interface.";
+    bind_codec(m);
+    bind_sampling(m);
+}
