@@ -70,7 +70,7 @@ class Encoder {
         uint16_t beyond[kMaxGroup];
         for (int i = 0; i < format_.group_size; ++i) {
             const int16_t magnitude = group_.magnitude[i], negative = group_.negative[i];
-            const Chosen chosen = choose(magnitude, negative, start, format_.levels.data());
+            const Chosen chosen = choose(magnitude, negative, start, format_.levels);
             residuals[i] = uint16_t(magnitude - chosen.start);
             beyond[i] = uint16_t(residuals[i] >> residual_bits);
             codes[i] = uint8_t(chosen.bin | (negative & 8));

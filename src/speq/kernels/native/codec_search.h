@@ -44,23 +44,30 @@ inline void load_group(Group& group, const Format& format, const uint16_t* patte
     for (int i = 0; i < format.group_size; ++i) group.value[i] *= group.factor;
 }
 
-// Bin, begin of the bin and level of a magnitude: the largest c with T[c] <= m, unrolled.
+// What a magnitude gets: the largest bin with T[bin] <= magnitude, its T and its level.
 struct Chosen {
     int16_t bin, start, level;
 };
 
+// `mask` is -1 (take b) or 0 (keep a); arithmetic instead of a branch, so that loops over columns vectorise.
+inline int16_t select(int16_t mask, int16_t b, int16_t a) { return int16_t((b & mask) | (a & ~mask)); }
+
 template <int... C>
-inline Chosen choose(int16_t magnitude, int16_t negative, const Bins& start, const int16_t* levels,
+inline Chosen choose(int16_t magnitude, int16_t negative, const Bins& start, const std::array<int16_t, 16>& levels,
                      std::integer_sequence<int, C...>) {
-    int16_t bin = 0, begin = start[0], positive_level = levels[0], negative_level = levels[8];
-    ((bin = magnitude >= start[C + 1] ? int16_t(C + 1) : bin, begin = magnitude >= start[C + 1] ? start[C + 1] : begin,
-      positive_level = magnitude >= start[C + 1] ? levels[C + 1] : positive_level,
-      negative_level = magnitude >= start[C + 1] ? levels[C + 9] : negative_level),
-     ...);
-    return {bin, begin, negative ? negative_level : positive_level};
+    int16_t bin = 0, begin = start[0], above = levels[0], below = levels[8];
+    const auto try_bin = [&](int c) {
+        const int16_t reached = int16_t(-(magnitude >= start[c]));
+        bin = select(reached, int16_t(c), bin);
+        begin = select(reached, start[c], begin);
+        above = select(reached, levels[c], above);
+        below = select(reached, levels[c + 8], below);
+    };
+    (try_bin(C + 1), ...);
+    return {bin, begin, select(negative, below, above)};
 }
 
-inline Chosen choose(int16_t magnitude, int16_t negative, const Bins& start, const int16_t* levels) {
+inline Chosen choose(int16_t magnitude, int16_t negative, const Bins& start, const std::array<int16_t, 16>& levels) {
     return choose(magnitude, negative, start, levels, std::make_integer_sequence<int, 7>());
 }
 
@@ -70,27 +77,28 @@ inline float fold(float* lanes) {
     return lanes[0];
 }
 
-// Levels of 16 columns of a group; an escape drafts as code 0.
-inline void draft_levels(float* out, const Format& format, const Bins& start, const Group& group, int first) {
-    int16_t levels[kLanes];
-    const int16_t escape_level = format.levels[0];
-    const int residual_bits = format.residual_bits;
-    for (int i = 0; i < kLanes; ++i) {
-        const int16_t magnitude = group.magnitude[first + i];
-        const Chosen chosen = choose(magnitude, group.negative[first + i], start, format.levels.data());
+// Levels of a group; an escape drafts as code 0.
+inline void draft_levels(float* __restrict out, const Format& format, const Bins& start, const Group& group) {
+    alignas(64) int16_t levels[kMaxGroup];
+    const Bins begin = start;
+    const std::array<int16_t, 16> level = format.levels;
+    const int residual_bits = format.residual_bits, size = format.group_size;
+    for (int i = 0; i < size; ++i) {
+        const int16_t magnitude = group.magnitude[i];
+        const Chosen chosen = choose(magnitude, group.negative[i], begin, level);
         const uint16_t residual = uint16_t(magnitude - chosen.start);
-        levels[i] = (residual >> residual_bits) ? escape_level : chosen.level;
+        levels[i] = select(int16_t(-((residual >> residual_bits) != 0)), level[0], chosen.level);
     }
-    for (int i = 0; i < kLanes; ++i) out[i] = float(levels[i]);
+    for (int i = 0; i < size; ++i) out[i] = float(levels[i]);
 }
 
 inline float draft_error(const Format& format, const Bins& start, const Group& group, float step) {
+    alignas(64) float level[kMaxGroup];
+    draft_levels(level, format, start, group);
     float lanes[kLanes] = {};
     for (int first = 0; first < format.group_size; first += kLanes) {
-        float level[kLanes];
-        draft_levels(level, format, start, group, first);
         for (int i = 0; i < kLanes; ++i) {
-            const float error = group.value[first + i] - level[i] * step;
+            const float error = group.value[first + i] - level[first + i] * step;
             lanes[i] += group.importance[first + i] * (error * error);
         }
     }
@@ -120,13 +128,14 @@ inline uint16_t nested_scale(const Format& format, const Group& group, std::span
 
 inline uint16_t e3m0_scale(const Format& format, const Group& group) {
     if (group.largest < kSmallestScale) return 0;
+    alignas(64) float level[kMaxGroup];
+    draft_levels(level, format, format.table, group);
     float agreement[kLanes] = {}, power[kLanes] = {};
     for (int first = 0; first < format.group_size; first += kLanes) {
-        float level[kLanes];
-        draft_levels(level, format, format.table, group, first);
         for (int i = 0; i < kLanes; ++i) {
-            agreement[i] += group.importance[first + i] * (group.value[first + i] * level[i]);
-            power[i] += group.importance[first + i] * (level[i] * level[i]);
+            const float importance = group.importance[first + i], drafted = level[first + i];
+            agreement[i] += importance * (group.value[first + i] * drafted);
+            power[i] += importance * (drafted * drafted);
         }
     }
     const float numerator = fold(agreement), denominator = fold(power);
