@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from speq.bits.floats import INFINITY_BITS, MANTISSA_BITS, to_float32, truncate
 from speq.bits.spec import Dtype, Spec
 
-OUTLIER_SHARE = 4096
+OUTLIER_SHARE = 1 << 14
 """At most one weight in so many may lie above the finest exponents of ``e3m0``."""
 
 
