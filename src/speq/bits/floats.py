@@ -17,12 +17,12 @@ def to_float32(bits: NDArray[np.uint16], dtype: Dtype) -> NDArray[np.float32]:
     """Values of 16-bit patterns, exact; same shape. NaN stays NaN (its payload may change)."""
     if dtype == "bf16":
         return (bits.astype(np.uint32) << 16).view(np.float32)
-    return np.ascontiguousarray(bits, np.uint16).view(np.float16).astype(np.float32)
+    return np.asarray(bits, np.uint16).view(np.float16).astype(np.float32)
 
 
 def from_float32(x: NDArray[np.float32], dtype: Dtype) -> NDArray[np.uint16]:
     """Patterns of float32 values rounded to nearest, ties to even; same shape. NaN stays NaN."""
-    values = np.ascontiguousarray(x, np.float32)
+    values = np.asarray(x, np.float32)
     if dtype == "fp16":
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(np.float16).view(np.uint16)
@@ -38,7 +38,7 @@ def truncate(x: NDArray[np.float32], dtype: Dtype) -> NDArray[np.int32]:
     FP16 that overflows gives the largest finite number, 0x7bff. ``x`` must be zero or normal: the result then does
     not depend on whether the processor flushes subnormal numbers.
     """
-    wide = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    wide = np.asarray(x, np.float32).view(np.uint32)
     if dtype == "bf16":
         return (wide >> 16).astype(np.int32)
     smallest_normal, overflow = np.uint32(0x38800000), np.uint32(0x47800000)
