@@ -27,9 +27,10 @@ def from_float32(x: NDArray[np.float32], dtype: Dtype) -> NDArray[np.uint16]:
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(np.float16).view(np.uint16)
     wide = values.view(np.uint32)
-    rounded = ((wide.astype(np.uint64) + 0x7FFF + ((wide >> 16) & 1)) >> 16).astype(np.uint16)
-    quiet = ((wide >> 16) | 0x0040).astype(np.uint16)
-    return np.where(np.isnan(values), quiet, rounded)
+    with np.errstate(over="ignore"):
+        rounded = wide + ((wide >> 16 & 1) + np.uint32(0x7FFF))
+    kept = np.where(np.isnan(values), wide | np.uint32(0x00400000), rounded)
+    return (kept >> 16).astype(np.uint16)
 
 
 def truncate(x: NDArray[np.float32], dtype: Dtype) -> NDArray[np.int32]:
