@@ -10,13 +10,16 @@ from speq.bits.spec import Dtype
 INFINITY_BITS: dict[Dtype, int] = {"fp16": 0x7C00, "bf16": 0x7F80}
 """Magnitude bits of infinity; larger ones are NaN."""
 
+HALF = np.uint32(16)
+"""A typed shift: NumPy 1 widens numbers without dimensions when the other operand is a Python integer."""
+
 MANTISSA_BITS: dict[Dtype, int] = {"fp16": 10, "bf16": 7}
 
 
 def to_float32(bits: NDArray[np.uint16], dtype: Dtype) -> NDArray[np.float32]:
     """Values of 16-bit patterns, exact; same shape. NaN stays NaN (its payload may change)."""
     if dtype == "bf16":
-        return (bits.astype(np.uint32) << 16).view(np.float32)
+        return (bits.astype(np.uint32) << HALF).view(np.float32)
     return np.asarray(bits, np.uint16).view(np.float16).astype(np.float32)
 
 
@@ -28,9 +31,9 @@ def from_float32(x: NDArray[np.float32], dtype: Dtype) -> NDArray[np.uint16]:
             return values.astype(np.float16).view(np.uint16)
     wide = values.view(np.uint32)
     with np.errstate(over="ignore"):
-        rounded = wide + ((wide >> 16 & 1) + np.uint32(0x7FFF))
+        rounded = wide + ((wide >> HALF & np.uint32(1)) + np.uint32(0x7FFF))
     kept = np.where(np.isnan(values), wide | np.uint32(0x00400000), rounded)
-    return (kept >> 16).astype(np.uint16)
+    return (kept >> HALF).astype(np.uint16)
 
 
 def truncate(x: NDArray[np.float32], dtype: Dtype) -> NDArray[np.int32]:
