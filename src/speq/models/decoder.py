@@ -1,7 +1,7 @@
 """The decoder-only transformer, described once: a :class:`ModelConfig` becomes the operator list of one decoding step.
 
 Per layer six operators over four buffers: project to q, k and v, rotate and cache, attend, project back onto the
-    residual stream, gate, project back. Weights go by their Hugging Face names.
+residual stream, gate, project back. Weights go by their Hugging Face names.
 """
 
 from __future__ import annotations
