@@ -1,7 +1,8 @@
-"""Converting a checkpoint: every weight matrix is split into draft codes and residuals, everything else is kept as it is.
+"""Converting a checkpoint: every weight matrix is split into draft codes and residuals, everything else is kept as it
+is.
 
-One tensor is in memory at a time. The work happens in a hidden directory beside the destination, which is renamed at the end;
-interrupted, it is continued from the last finished tensor when the same conversion is asked for again.
+One tensor is in memory at a time. The work happens in a hidden directory beside the destination, which is renamed at
+the end; interrupted, it is continued from the last finished tensor when the same conversion is asked for again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from speq.errors import SpeqError
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert: split format, group size, 16-bit type (None: the source's own) and seed of the noise (None: no noise)."""
+    """How to convert: split format, group size, 16-bit type (None: the source's own), seed of noise (None: none)."""
 
     format: Format = "nested"
     group_size: int = 64
@@ -37,7 +38,7 @@ class Options:
     dither: int | None = None
 
     def specs(self) -> tuple[Spec, ...]:
-        """The specs that matrices may get: one, or one for each 16-bit type; SpeqError for a choice that does not exist."""
+        """The specs that matrices may get: one, or one for each 16-bit type; SpeqError for an unknown choice."""
         dtypes: tuple[Dtype, ...] = ("bf16", "fp16") if self.dtype is None else (self.dtype,)
         return tuple(Spec.default(self.format, dtype, self.group_size) for dtype in dtypes)
 
@@ -91,7 +92,7 @@ def convert(
         SpeqError: the source cannot be read, the options do not fit it, ``dst`` exists and is something else, no space.
     """
     options = Options(format, group_size, dtype, dither)
-    job = job_of(src, options)
+    job = job_of(identity(src), options)
     if dst.exists() and not (dst.is_dir() and not any(dst.iterdir())):
         return _existing(dst, job)
     begin = time.perf_counter()
@@ -106,12 +107,12 @@ def convert(
         writer = WeightsWriter(partial, job, [info.name for info in source.tensors])
         try:
             notes = _add_tensors(source, options, writer, progress, threads or os.cpu_count() or 1)
-            manifest = _manifest(source, options, job, writer, notes)
             writer.finish()
         finally:
             writer.close()
         for name, content in (source.files | {"config.json": _to_json(source.config)}).items():
             (partial / name).write_bytes(content)
+        manifest = _manifest(source, options, job, writer, notes)
         (partial / MANIFEST).write_bytes(_to_json(manifest))
         (partial / ".lock").unlink()
         if dst.exists():
@@ -120,11 +121,11 @@ def convert(
     return _report(dst, manifest, time.perf_counter() - begin)
 
 
-def job_of(src: Path, options: Options) -> dict[str, Any]:
+def job_of(source_identity: str, options: Options) -> dict[str, Any]:
     """What tells one conversion from another: the source's identity, the options and the formats they stand for."""
     return {
         "format_version": FORMAT_VERSION,
-        "source": identity(src),
+        "source": source_identity,
         "options": asdict(options),
         "specs": [spec.to_dict() for spec in options.specs()],
     }

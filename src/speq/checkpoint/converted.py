@@ -72,7 +72,8 @@ def load_converted(path: Path, *, verify: bool = True) -> Converted:
         verify: compare every stored array with its checksum, which reads all of the file once.
 
     Raises:
-        SpeqError: a file is missing or truncated, a tensor does not match its checksum, or the format version is another.
+        SpeqError: a file is missing or truncated, a tensor does not match its checksum, or the format version is
+            another.
     """
     manifest, records, specs = read_manifest(path)
     config = read_json(path / "config.json", f"{path} has no config.json; convert it again")
@@ -151,5 +152,5 @@ def _verify(file: SafetensorsFile, records: list[Record]) -> None:
         for (tensor, name, expected), found in zip(stored, sums, strict=True):
             if found != expected:
                 raise SpeqError(
-                    f"{file.path}: tensor {tensor} is corrupted (checksum of {name}); copy it again or convert the original again"
+                    f"{file.path}: tensor {tensor} is corrupted (checksum of {name}); convert the original again"
                 )

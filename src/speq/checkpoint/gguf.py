@@ -1,7 +1,8 @@
-"""GGUF files as a source: names and row order as Hugging Face has them, quantised weights dequantised, optionally dithered.
+"""GGUF files as a source: names and row order as Hugging Face has them, quantised weights dequantised, optionally
+dithered.
 
-llama.cpp stores the query and key rows of Llama models so that the two halves of each rotary pair are neighbours; this is undone
-here. Values come from the ``gguf`` package's own dequantisation.
+llama.cpp stores the query and key rows of Llama models so that the two halves of each rotary pair are neighbours;
+this is undone here. Values come from the ``gguf`` package's own dequantisation.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ class GGUFSource:
 
     Args:
         path: the file.
-        dither: seed of the noise added to each quantised weight, uniform within plus and minus half of its step; None for none.
+        dither: seed of the noise added to each quantised weight, uniform within plus and minus half of its step; None
+            for none.
 
     Raises:
-        SpeqError: damaged file, unsupported architecture, a tensor of unknown purpose, a type that cannot be read or dithered.
+        SpeqError: damaged file, unsupported architecture, a tensor of unknown purpose, a type that cannot be read or
+            dithered.
     """
 
     def __init__(self, path: Path, *, dither: int | None = None) -> None:
@@ -44,6 +47,7 @@ class GGUFSource:
         stored_names = {hugging_face_name(stored, path): stored for stored in self._file.tensors}
         self._stored = {name: stored for name, stored in stored_names.items() if name is not None}
         self.tensors = [self._info(name) for name in sorted(self._stored, key=natural_order)]
+        self._check_attention()
         self.files, tokenizer_notes = build_tokenizer_files(self._file.metadata)
         self.notes = self._quantisation_notes() + tokenizer_notes
 
@@ -52,8 +56,8 @@ class GGUFSource:
         tensor = self._file.tensors[self._stored[name]]
         order = self._row_order(name, tensor.shape[0])
         if len(tensor.shape) == 1:
-            values = self._decode(tensor.type, tensor.data)[0]
-            return values if order is None else values[order]
+            values: NDArray[Any] = self._decode(tensor.type, tensor.data)[0]
+            return values if order is None else np.asarray(values[order])
         data = tensor.data[start:stop] if order is None else tensor.data[order[start:stop]]
         values = self._decode(tensor.type, data)
         if self._dither is not None and tensor.type in DITHERABLE:
@@ -71,6 +75,17 @@ class GGUFSource:
             return None
         heads = int(self.config[heads_key])
         return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)
+
+    def _check_attention(self) -> None:
+        """Refuse query and key matrices whose rows are not the heads that the metadata tells of."""
+        rows_of = {
+            "self_attn.q_proj.weight": int(self.config["num_attention_heads"]) * int(self.config["head_dim"]),
+            "self_attn.k_proj.weight": int(self.config["num_key_value_heads"]) * int(self.config["head_dim"]),
+        }
+        for info in self.tensors:
+            rows = rows_of.get(info.name.split(".", 3)[-1], info.shape[0])
+            if info.shape[0] != rows:
+                raise SpeqError(f"{self.path}: {info.name} has {info.shape[0]} rows where its heads need {rows}")
 
     def _decode(self, kind: str, data: NDArray[np.uint8]) -> NDArray[Any]:
         if kind in ("F16", "BF16"):

@@ -98,9 +98,9 @@ def build_config(file: GGUFFile) -> dict[str, Any]:
         "rope_scaling": _rope_scaling(file, get, head_dim),
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
     }
+    if architecture != "qwen2":  # whose biases are a matter of course
+        config |= {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_gate.bias" in tensors}
     if architecture == "llama" and (window := get("attention.sliding_window", 0)):
         config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": window}
     for role in ("bos", "eos"):
@@ -111,7 +111,7 @@ def build_config(file: GGUFFile) -> dict[str, Any]:
 
 
 def _shortest(value: float) -> float:
-    """The shortest decimal that is this float32: 1e-05 instead of 9.999999747378752e-06, as the original config says."""
+    """The shortest decimal of a float32, as the original config has it: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 

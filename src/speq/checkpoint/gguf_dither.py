@@ -1,8 +1,8 @@
 """Quantisation steps of GGUF types, and noise that spreads each weight uniformly within its step.
 
-A dequantised model sits on small lattices that a native 16-bit checkpoint does not have, and a draft can profit from that.
-Noise of one step's width gives every bit something to say again, so that figures taken on such a model carry over.
-Block layouts are those of ggml (``ggml-common.h``).
+A dequantised model sits on small lattices that a native 16-bit checkpoint does not have, and a draft can profit from
+that. Noise of one step's width gives every bit something to say again, so that figures taken on such a model carry
+over. Block layouts are those of ggml (``ggml-common.h``).
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ def _q3_k(blocks: Bytes) -> Floats:
 
 
 def _q4_k(blocks: Bytes) -> Floats:
-    # Eight 6-bit scales in 12 bytes: 0..3 in bytes 0..3; of 4..7 low nibbles in bytes 8..11, the two high bits atop bytes 0..3.
+    # Eight 6-bit scales in 12 bytes: 0..3 in bytes 0..3; of 4..7 low nibbles in bytes 8..11, the two high bits atop
+    # bytes 0..3.
     head, tail = blocks[:, 4:8], blocks[:, 12:16]
-    return _half(blocks, 0) * np.concatenate([head & 63, (tail & 15) | (head >> 6 << 4)], axis=1)
+    scales: Bytes = np.concatenate([head & 63, (tail & 15) | (head >> 6 << 4)], axis=1)
+    return _half(blocks, 0) * scales
 
 
 def _q6_k(blocks: Bytes) -> Floats:
-    return _half(blocks, 208) * np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
+    scales: NDArray[np.int8] = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
+    return _half(blocks, 208) * scales.astype(np.float32)
 
 
 # Type: bytes of a block, weights that share a step, and the (signed) steps of a block's groups.
@@ -81,7 +84,8 @@ def step_sizes(kind: str, data: Bytes) -> Floats:
 def add_noise(values: Floats, steps: Floats, *, seed: int, name: str, first_row: int) -> None:
     """Add uniform noise in [-step/2, step/2) to ``values`` ``[rows, columns]``, in place.
 
-    The noise of a weight depends on the seed, the tensor's name and the weight's place in it, not on how rows are grouped into reads.
+    The noise of a weight depends on the seed, the tensor's name and the weight's place in it, not on how rows are
+    grouped into reads.
     """
     rows, columns = values.shape
     generator = np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(name.encode())]))

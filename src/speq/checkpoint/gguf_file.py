@@ -1,7 +1,8 @@
 """The GGUF container: metadata and the mapped bytes of each tensor.
 
-The ``gguf`` package reads these too, in seconds for a large vocabulary and with an unclear failure on a cut-off file; this reader
-takes milliseconds and checks every offset. Layout as in the GGUF specification (ggml, ``docs/gguf.md``), versions 2 and 3.
+The ``gguf`` package reads these too, in seconds for a large vocabulary and with an unclear failure on a cut-off file;
+this reader takes milliseconds and checks every offset. Layout as in the GGUF specification (ggml, ``docs/gguf.md``),
+versions 2 and 3.
 """
 
 from __future__ import annotations

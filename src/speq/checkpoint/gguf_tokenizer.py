@@ -1,8 +1,9 @@
-"""A Hugging Face ``tokenizer.json`` built from a GGUF file's metadata, so that text gives the ids of the original tokenizer.
+"""A Hugging Face ``tokenizer.json`` built from a GGUF file's metadata, so that text gives the ids of the original
+tokenizer.
 
-GGUF keeps a vocabulary, merges or scores, token kinds, the *name* of the pre-tokenizer and the chat template. What a name stands
-for is public knowledge: the original models' ``tokenizer.json`` and llama.cpp's ``llama-vocab.cpp``. An unknown name means no
-tokenizer and a note, not a guess: a wrong split gives other ids without any sign of it.
+GGUF keeps a vocabulary, merges or scores, token kinds, the *name* of the pre-tokenizer and the chat template. What a
+name stands for is public knowledge: the original models' ``tokenizer.json`` and llama.cpp's ``llama-vocab.cpp``. An
+unknown name means no tokenizer and a note, not a guess: a wrong split gives other ids without any sign of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end
 def build_tokenizer_files(metadata: dict[str, Any]) -> tuple[dict[str, bytes], list[str]]:
     """Tokenizer files in Hugging Face layout, by name, and notes about what could not be built.
 
-    Returns ``tokenizer.json``, ``tokenizer_config.json`` (special tokens, chat template) and ``generation_config.json``.
+    Returns ``tokenizer.json``, ``tokenizer_config.json`` (special tokens, chat template) and
+    ``generation_config.json``.
     """
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not tokens:
@@ -44,7 +46,9 @@ def build_tokenizer_files(metadata: dict[str, Any]) -> tuple[dict[str, bytes], l
         "tokenizer_config.json": _tokenizer_config(metadata, tokens),
         "generation_config.json": _generation_config(metadata, tokens),
     }
-    return {name: json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() for name, content in files.items()}, []
+    return {
+        name: json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() for name, content in files.items()
+    }, []
 
 
 def _byte_level_bpe(metadata: dict[str, Any], tokens: list[str], kinds: list[int]) -> dict[str, Any] | None:
@@ -58,7 +62,7 @@ def _byte_level_bpe(metadata: dict[str, Any], tokens: list[str], kinds: list[int
 
 
 def _sentencepiece_bpe(metadata: dict[str, Any], tokens: list[str], kinds: list[int]) -> dict[str, Any]:
-    """Llama 2's tokenizer: pieces with scores. Merging the best-scored neighbours is BPE with merges ranked by score."""
+    """Llama 2's tokenizer: pieces with scores. Merging the best-scored pair first is BPE, merges ranked by score."""
     vocab = {token: i for i, token in enumerate(tokens)}
     scores = metadata.get("tokenizer.ggml.scores") or [0.0] * len(tokens)
     merges = []

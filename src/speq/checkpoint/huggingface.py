@@ -1,4 +1,4 @@
-"""Hugging Face checkpoint directories: ``config.json``, safetensors weights in one file or in shards, tokenizer files."""
+"""Hugging Face checkpoint directories: ``config.json``, safetensors weights in one file or shards, tokenizer files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class HuggingFaceSource:
 
 
 def natural_order(name: str) -> tuple[int, list[tuple[int, str]]]:
-    """Sort key: embeddings, then layers in numeric order, then the final norm and head: the order a step reads them in."""
+    """Sort key for the order a step reads them in: embeddings, layers in numeric order, the final norm, the head."""
     layered = re.search(r"\.\d+\.", name) is not None
     group = 1 if layered else 0 if "embed" in name else 2 if "norm" in name else 3
     return group, [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -4,8 +4,9 @@
     speq.json                          format version, specs, source, notes, one record per tensor with checksums
     weights.safetensors                all planes, ``<tensor>.codes`` and so on, and whole tensors that are not matrices
 
-A tensor starts at a multiple of 64 bytes; a ``<tensor>.pad`` fills the gap before the next, as the container allows none. Codes and
-residual fill whole multiples of 64 bytes, so that codes, residual and scales are aligned to 64, the escape lists naturally.
+A tensor starts at a multiple of 64 bytes; a ``<tensor>.pad`` fills the gap before the next, as the container allows
+none. Codes and residual fill whole multiples of 64 bytes, so that codes, residual and scales are aligned to 64, the
+escape lists naturally.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Record:
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
     """A contiguous array's bytes, without a copy."""
-    return memoryview(array.reshape(-1).view("u1"))
+    return array.reshape(-1).view("u1").data
 
 
 def checksum(array: NDArray[Any]) -> str:

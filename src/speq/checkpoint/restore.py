@@ -19,7 +19,8 @@ from speq.errors import SpeqError
 def restore(model_dir: Path, dst: Path, progress: Progress | None = None) -> Path:
     """Write a Hugging Face directory: ``model.safetensors``, the config and the tokenizer files.
 
-    Every matrix has the bits that were converted; checksums are verified on the way. The directory appears when it is complete.
+    Every matrix has the bits that were converted; checksums are verified on the way. The directory appears when it is
+    complete.
 
     Args:
         model_dir: a converted checkpoint.

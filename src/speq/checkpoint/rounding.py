@@ -31,7 +31,7 @@ class Matrix:
 
 
 def target_dtype(info: TensorInfo, infos: list[TensorInfo], asked: Dtype | None) -> Dtype:
-    """The 16-bit type of a matrix: as asked, else its own, else that of most 16-bit weights of the checkpoint, else BF16."""
+    """The 16-bit type of a matrix: as asked, or its own, or that of most 16-bit weights around it, or BF16."""
     if asked is not None:
         return asked
     if info.dtype in SIXTEEN_BIT:
@@ -43,7 +43,8 @@ def target_dtype(info: TensorInfo, infos: list[TensorInfo], asked: Dtype | None)
 
 
 def read_matrix(source: Source, info: TensorInfo, dtype: Dtype, threads: int) -> Matrix:
-    """Read a matrix as 16-bit patterns; weights that are 16-bit floats of that type already come as they are, without a copy.
+    """Read a matrix as 16-bit patterns; weights that are 16-bit floats of that type already come as they are, without
+    a copy.
 
     Raises:
         SpeqError: a finite weight is beyond the range of ``dtype``.

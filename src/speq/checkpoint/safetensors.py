@@ -1,9 +1,9 @@
 """The safetensors container, read and written as raw bytes.
 
-The official library hands out tensors of a framework and has no BF16 without one. A converted checkpoint is mapped into memory
-as it lies on disk, with planes aligned to 64 bytes, so a small reader and writer of our own is simpler. The container is an
-8-byte little-endian header length, a JSON header padded with spaces, and the tensors' bytes with no gap between them
-(https://github.com/huggingface/safetensors, "Format").
+The official library hands out tensors of a framework and has no BF16 without one. A converted checkpoint is mapped
+into memory as it lies on disk, with planes aligned to 64 bytes, so a small reader and writer of our own is simpler.
+The container is an 8-byte little-endian header length, a JSON header padded with spaces, and the tensors' bytes with
+no gap between them (https://github.com/huggingface/safetensors, "Format").
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SafetensorsFile:
         _check_layout(path, self.entries, size - self._data_start)
 
     def array(self, name: str) -> NDArray[Any]:
-        """The tensor ``name`` as a read-only view of the mapping: F16 and BF16 as uint16 bits, F8 as uint8, others as they are."""
+        """A tensor as a read-only view of the mapping: F16 and BF16 as uint16 bits, F8 as uint8, others as they are."""
         entry = self.entries.get(name)
         if entry is None:
             raise SpeqError(f"{self.path} has no tensor {name}; copy or download it again")

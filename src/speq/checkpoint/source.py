@@ -1,7 +1,7 @@
 """Where weights come from: one small interface over Hugging Face directories and GGUF files.
 
-A source knows its tensors by their Hugging Face names, hands out rows of them in the precision they are stored in, and carries
-what goes along with the weights: the config, the tokenizer files, and notes that the user should see.
+A source knows its tensors by their Hugging Face names, hands out rows of them in the precision they are stored in,
+and carries what goes along with the weights: the config, the tokenizer files, and notes that the user should see.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's Hugging Face name, its shape (rows first) and its stored type: a safetensors name or a GGUF type such as Q4_K."""
+    """A tensor's Hugging Face name, shape (rows first) and stored type, named as in safetensors or in GGUF (Q4_K)."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ class Source(Protocol):
     weight_files: list[Path]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows ``start:stop`` of a tensor: uint16 bits for F16 and BF16, float32 for quantised types, else the type it has."""
+        """Rows of a tensor: uint16 bits for F16 and BF16, float32 for quantised types, else the type it has."""
         ...
 
 

@@ -93,6 +93,6 @@ def exclusive(path: Path) -> Iterator[None]:
 
 def _not_writable(path: Path, error: OSError) -> SpeqError:
     return SpeqError(
-        f"cannot write to {path} ({(error.strerror or str(error)).lower()}); choose another place, or for the cache set "
-        "SPEQ_CACHE to a writable directory"
+        f"cannot write to {path} ({(error.strerror or str(error)).lower()}); choose another place, or for the cache "
+        "set SPEQ_CACHE to a writable directory"
     )

@@ -1,8 +1,9 @@
-"""Writing the weights of a converted checkpoint, one tensor at a time, so that an interruption loses one tensor at most.
+"""Writing the weights of a converted checkpoint, one tensor at a time, so that an interruption loses one tensor at
+most.
 
-The container's header stands before the data but is known only afterwards (escape lists have any length), so room for it is
-left in front. A journal keeps one line for each finished tensor; opened again, the writer checks the finished tensors
-against their checksums, cuts off whatever follows them and goes on.
+The container's header stands before the data but is known only afterwards (escape lists have any length), so room for
+it is left in front. A journal keeps one line for each finished tensor; opened again, the writer checks the finished
+tensors against their checksums, cuts off whatever follows them and goes on.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class WeightsWriter:
         self._journal = (directory / _JOURNAL).open("a")
 
     def add(self, record: Record, arrays: dict[str, tuple[str, NDArray[Any]]]) -> None:
-        """Append a tensor: ``arrays`` are its stored arrays by their names in the container, each with its safetensors type.
+        """Append a tensor: ``arrays`` are its stored arrays by their names in the container, each with its
+        safetensors type.
 
         The record's ``bytes`` and ``checksums`` are filled in here.
         """
