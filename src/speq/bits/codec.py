@@ -1,13 +1,20 @@
-"""Encode, decode and draft values: checks the arguments and calls the implementation."""
+"""Encode, decode and draft values: checks the arguments, allocates the planes and calls the native codec.
+
+:mod:`speq.bits.reference` has the same functions in plain NumPy and defines their results.
+"""
 
 from __future__ import annotations
+
+import os
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.bits import reference
+from speq import _native
+from speq.bits.bins import exponent_table
+from speq.bits.scales import CANDIDATES, column_importance
 from speq.bits.spec import Spec
-from speq.bits.tensor import MAX_COLUMNS, SplitTensor
+from speq.bits.tensor import MAX_COLUMNS, SplitTensor, grid, plane_layout
 from speq.errors import SpeqError
 
 
@@ -33,17 +40,73 @@ def encode(
         SpeqError: the matrix or the column weights have the wrong shape, type or range.
     """
     _check(bits, column_weights)
-    return reference.encode(bits, spec, column_weights=column_weights)
+    patterns = np.require(bits, np.uint16, ["C", "A"])
+    rows, columns = patterns.shape
+    planes = {name: np.zeros(size, dtype) for name, (size, dtype) in plane_layout(spec, (rows, columns), 0).items()}
+    if spec.format == "e3m0":
+        histogram = np.zeros(256, np.int64)
+        _native.exponent_histogram(patterns, spec.dtype == "bf16", histogram)
+        planes["table"] = exponent_table(histogram, spec.dtype)
+    importance = np.zeros(grid(spec, (rows, columns))[2] * spec.group_size, np.float32)
+    importance[:columns] = column_importance(column_weights, columns)
+    counts = np.zeros(len(planes["escape_rows"]) - 1, np.uint32)
+    planes["escape_columns"], planes["escape_values"] = _native.encode(
+        _format(spec),
+        planes["table"],
+        patterns,
+        importance,
+        CANDIDATES,
+        planes["codes"],
+        planes["residual"],
+        planes["scales"],
+        counts,
+        _threads(threads),
+    )
+    np.cumsum(counts, out=planes["escape_rows"][1:])
+    return SplitTensor.from_planes(spec, (rows, columns), planes)
 
 
 def decode(tensor: SplitTensor, *, threads: int | None = None) -> NDArray[np.uint16]:
     """The exact 16-bit patterns of a split matrix: uint16 [N, K]."""
-    return reference.decode(tensor)
+    out = np.empty(tensor.shape, np.uint16)
+    _native.decode(
+        _format(tensor.spec),
+        tensor.table,
+        tensor.codes,
+        tensor.residual,
+        tensor.scales,
+        tensor.escape_rows,
+        tensor.escape_columns,
+        tensor.escape_values,
+        out,
+        _threads(threads),
+    )
+    return out
 
 
 def draft_values(tensor: SplitTensor, *, threads: int | None = None) -> NDArray[np.float32]:
     """What a draft takes the weights for: ``levels[code] * scale / 64``, float32 [N, K]."""
-    return reference.draft_values(tensor)
+    out = np.empty(tensor.shape, np.float32)
+    _native.draft_values(_format(tensor.spec), tensor.codes, tensor.scales, out, _threads(threads))
+    return out
+
+
+def _format(spec: Spec) -> _native.SplitFormat:
+    return _native.SplitFormat(
+        spec.dtype == "bf16",
+        spec.format == "nested",
+        spec.residual_bits,
+        spec.group_size,
+        np.array(spec.edges, np.float32),
+        np.array(spec.drops, np.int32),
+        np.array(spec.levels, np.int16),
+    )
+
+
+def _threads(threads: int | None) -> int:
+    if threads is not None:
+        return max(1, threads)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check(bits: NDArray[np.uint16], column_weights: NDArray[np.float32] | None) -> None:

@@ -71,6 +71,9 @@ class SplitTensor:
                     f"plane '{name}' is {plane.dtype}{list(plane.shape)}, not {dtype}{list(dimensions)}; "
                     "convert the model again"
                 )
+        first, columns = planes["escape_rows"], planes["escape_columns"]
+        if first[0] != 0 or first[-1] != escapes or (first[1:] < first[:-1]).any() or (columns >= shape[1]).any():
+            raise SpeqError("the list of escapes points outside the matrix; convert the model again")
         return cls(spec, shape, **{name: planes[name] for name in PLANES})
 
     @property

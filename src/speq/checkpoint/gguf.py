@@ -1,0 +1,126 @@
+"""GGUF files as a source: names and row order as Hugging Face has them, quantised weights dequantised, optionally
+dithered.
+
+llama.cpp stores the query and key rows of Llama models so that the two halves of each rotary pair are neighbours;
+this is undone here. Values come from the ``gguf`` package's own dequantisation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speq.checkpoint.gguf_config import build_config, hugging_face_name
+from speq.checkpoint.gguf_dither import DITHERABLE, add_noise, step_sizes
+from speq.checkpoint.gguf_file import GGUFFile
+from speq.checkpoint.huggingface import natural_order
+from speq.checkpoint.source import TensorInfo
+from speq.errors import SpeqError
+
+
+class GGUFSource:
+    """A ``.gguf`` file; see :class:`speq.checkpoint.source.Source`.
+
+    Args:
+        path: the file.
+        dither: seed of the noise added to each quantised weight, uniform within plus and minus half of its step; None
+            for none.
+
+    Raises:
+        SpeqError: damaged file, unsupported architecture, a tensor of unknown purpose, a type that cannot be read or
+            dithered.
+    """
+
+    def __init__(self, path: Path, *, dither: int | None = None) -> None:
+        from speq.checkpoint.gguf_tokenizer import build_tokenizer_files
+
+        self.path = path
+        self.weight_files = [path]
+        self._file = GGUFFile(path)
+        self._dither = dither
+        self.name = str(self._file.metadata.get("general.name") or path.stem)
+        self.config = build_config(self._file)
+        stored_names = {hugging_face_name(stored, path): stored for stored in self._file.tensors}
+        self._stored = {name: stored for name, stored in stored_names.items() if name is not None}
+        self.tensors = [self._info(name) for name in sorted(self._stored, key=natural_order)]
+        self._check_attention()
+        self.files, tokenizer_notes = build_tokenizer_files(self._file.metadata)
+        self.notes = self._quantisation_notes() + tokenizer_notes
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows of a tensor: uint16 bits for F16 and BF16, float32 for F32 and dequantised types."""
+        tensor = self._file.tensors[self._stored[name]]
+        order = self._row_order(name, tensor.shape[0])
+        if len(tensor.shape) == 1:
+            values: NDArray[Any] = self._decode(tensor.type, tensor.data)[0]
+            return values if order is None else np.asarray(values[order])
+        data = tensor.data[start:stop] if order is None else tensor.data[order[start:stop]]
+        values = self._decode(tensor.type, data)
+        if self._dither is not None and tensor.type in DITHERABLE:
+            add_noise(values, step_sizes(tensor.type, data), seed=self._dither, name=name, first_row=start)
+        return values
+
+    def _info(self, name: str) -> TensorInfo:
+        tensor = self._file.tensors[self._stored[name]]
+        return TensorInfo(name, tensor.shape, tensor.type)
+
+    def _row_order(self, name: str, rows: int) -> NDArray[np.intp] | None:
+        """For each row in Hugging Face order its place in the file; None where they agree."""
+        heads_key = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
+        if heads_key is None or self.config["model_type"] not in ("llama", "mistral"):
+            return None
+        heads = int(self.config[heads_key])
+        return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)
+
+    def _check_attention(self) -> None:
+        """Refuse query and key matrices whose rows are not the heads that the metadata tells of."""
+        rows_of = {
+            "self_attn.q_proj.weight": int(self.config["num_attention_heads"]) * int(self.config["head_dim"]),
+            "self_attn.k_proj.weight": int(self.config["num_key_value_heads"]) * int(self.config["head_dim"]),
+        }
+        for info in self.tensors:
+            rows = rows_of.get(info.name.split(".", 3)[-1], info.shape[0])
+            if info.shape[0] != rows:
+                raise SpeqError(f"{self.path}: {info.name} has {info.shape[0]} rows where its heads need {rows}")
+
+    def _decode(self, kind: str, data: NDArray[np.uint8]) -> NDArray[Any]:
+        if kind in ("F16", "BF16"):
+            return data.view("<u2")
+        if kind == "F32":
+            return data.view("<f4")
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        values: NDArray[np.float32] = dequantize(data, GGMLQuantizationType[kind])
+        return values
+
+    def _quantisation_notes(self) -> list[str]:
+        counts = Counter(info.dtype for info in self.tensors if info.quantised)
+        for info in {info.dtype: info for info in self.tensors if info.quantised}.values():
+            self._check_type(info)
+        if not counts:
+            if self._dither is not None:
+                raise SpeqError(f"--dither needs a quantised GGUF file; {self.path} holds unquantised weights")
+            return []
+        kinds = ", ".join(f"{kind} ({count} tensors)" for kind, count in counts.most_common())
+        notes = [f"dequantised from {kinds}: exactness is with respect to the dequantised weights, rounded to 16 bits"]
+        if self._dither is not None:
+            notes.append(f"dithered with seed {self._dither}: each quantised weight moved by up to half of its step")
+        return notes
+
+    def _check_type(self, info: TensorInfo) -> None:
+        """Refuse a quantised type that cannot be read, or not be dithered when that is asked for, before any work."""
+        if self._dither is not None and info.dtype not in DITHERABLE:
+            raise SpeqError(
+                f"{self.path}: tensor {info.name} is {info.dtype}, which --dither cannot spread; it can: "
+                + ", ".join(DITHERABLE)
+            )
+        tensor = self._file.tensors[self._stored[info.name]]
+        try:
+            self._decode(tensor.type, tensor.data[:1])
+        except NotImplementedError:
+            raise SpeqError(f"{self.path}: tensor {info.name} is {info.dtype}, which cannot be dequantised") from None

@@ -1,0 +1,95 @@
+"""Checkpoints from the Hugging Face hub, into the cache that all its libraries share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from speq.checkpoint.huggingface import CARRIED
+from speq.checkpoint.storage import Progress, writing_to
+from speq.checkpoint.watch import watching
+from speq.checkpoint.wheels import file_sha256
+from speq.errors import SpeqError
+
+_CONNECT_SECONDS = 5.0
+_INDEX = "model.safetensors.index.json"
+
+
+def fetch_snapshot(repo: str, progress: Progress | None) -> Path:
+    """Download a model's config, tokenizer and safetensors weights; returns the snapshot's directory.
+
+    Files that are in the cache already are not downloaded again, interrupted ones are continued; weights are checked
+    against the sha256 that the hub states. Without a connection, a complete snapshot in the cache will do.
+
+    Raises:
+        SpeqError: no such model, no access, no connection, no safetensors weights, a wrong checksum, no space.
+    """
+    import huggingface_hub
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    try:
+        info = huggingface_hub.HfApi().model_info(repo, timeout=_CONNECT_SECONDS, files_metadata=True)
+    except Exception as error:  # the hub's, the HTTP library's and the system's errors share no base class
+        cached = _cached_snapshot(repo)
+        if cached is not None:
+            return cached
+        raise SpeqError(_reason(repo, error)) from None
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    names = _wanted(repo, list(siblings))
+    total = sum(siblings[name].size or 0 for name in names)
+    blobs = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
+    done = 0
+    paths: dict[str, Path] = {}
+    disable_progress_bars()
+    try:
+        for name in names:
+            with watching(blobs, repo, done, total, progress), writing_to(blobs):
+                paths[name] = Path(
+                    huggingface_hub.hf_hub_download(repo, name, revision=info.sha, etag_timeout=_CONNECT_SECONDS)
+                )
+            done += siblings[name].size or 0
+    except SpeqError:
+        raise
+    except Exception as error:
+        raise SpeqError(_reason(repo, error)) from None
+    finally:
+        enable_progress_bars()
+    if progress is not None:
+        progress(repo, total, total)
+    for name, path in paths.items():
+        expected = getattr(siblings[name].lfs, "sha256", None)
+        if expected and file_sha256(path) != expected:
+            path.resolve().unlink()
+            raise SpeqError(f"{repo}: {name} does not have the sha256 that the hub states; pull it again")
+    return paths["config.json"].parent
+
+
+def _wanted(repo: str, names: list[str]) -> list[str]:
+    """The files of a repository that make up a checkpoint, small ones first."""
+    weights = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
+    weights = [name for name in weights if name.startswith("model")] or weights
+    if "config.json" not in names or not weights:
+        ggufs = [name for name in names if name.endswith(".gguf")]
+        hint = f"; download one of its GGUF files ({ggufs[0]}) and give its path" if ggufs else ""
+        raise SpeqError(f"{repo} on the hub has no config.json and safetensors weights{hint}")
+    return ["config.json", *(name for name in (*CARRIED, _INDEX) if name in names), *weights]
+
+
+def _cached_snapshot(repo: str) -> Path | None:
+    """A snapshot that an earlier download completed."""
+    import huggingface_hub
+
+    try:
+        path = Path(huggingface_hub.snapshot_download(repo, local_files_only=True))
+    except Exception:  # not there, in whatever words
+        return None
+    has_weights = (path / "model.safetensors").exists() or (path / _INDEX).exists()
+    return path if (path / "config.json").exists() and has_weights else None
+
+
+def _reason(repo: str, error: Any) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403, 404):
+        return f"the hub has no model {repo}, or it asks for a login (huggingface-cli login)"
+    lines = str(error).strip().splitlines()
+    return f"the hub cannot be reached ({lines[0] if lines else type(error).__name__})"

@@ -1,0 +1,112 @@
+"""From what the user calls a model to a converted checkpoint: fetched and converted once, then found again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from speq.bits.spec import Dtype, Format
+from speq.checkpoint.catalogue import find_entry
+from speq.checkpoint.convert import Options, convert, job_of
+from speq.checkpoint.converted import is_converted, read_manifest
+from speq.checkpoint.pull import pull, pull_record
+from speq.checkpoint.rounding import DTYPES
+from speq.checkpoint.source import identity
+from speq.checkpoint.storage import Progress, cache_dir
+from speq.errors import SpeqError
+
+
+def resolve(
+    name: str,
+    *,
+    progress: Progress | None = None,
+    format: Format | None = None,
+    group_size: int | None = None,
+    dtype: Dtype | None = None,
+    dither: int | None = None,
+    threads: int | None = None,
+    check: Callable[[dict[str, Any]], object] | None = None,
+) -> Path:
+    """The converted checkpoint of a model.
+
+    Args:
+        name: a converted directory, a Hugging Face directory, a GGUF file, a catalogue name or a hub id.
+        progress: called with counts of bytes while fetching and of weights while converting.
+        format, group_size, dtype, dither: as for a conversion; a converted directory must agree with those that are
+            given.
+        threads: for the conversion; None for all cores.
+        check: called with the config before a conversion, to refuse a model by raising.
+
+    Raises:
+        SpeqError: nothing of that name, or what fetching or converting it says.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() and is_converted(path):
+        _check_options(path, format=format, group_size=group_size, dtype=dtype, dither=dither)
+        return path
+    options = Options(format or "nested", group_size or 64, dtype, dither)
+    if not path.exists():
+        found = _converted_earlier(name, options)
+        if found is not None:
+            return found
+    source = locate(name, progress)
+    dst = _cached(name, identity(source), options)
+    if not is_converted(dst):
+        convert(
+            source,
+            dst,
+            format=options.format,
+            group_size=options.group_size,
+            dtype=dtype,
+            dither=dither,
+            progress=progress,
+            threads=threads,
+            check=check,
+        )
+    return dst
+
+
+def locate(name: str, progress: Progress | None = None) -> Path:
+    """Where the unconverted model lies: a path as it is, everything else pulled.
+
+    Raises:
+        SpeqError: nothing of that name.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if path.suffix in (".gguf", ".safetensors") or path.is_absolute() or name.startswith("."):
+        raise SpeqError(f"{name} does not exist")
+    return pull(name, progress)
+
+
+def _converted_earlier(name: str, options: Options) -> Path | None:
+    """The conversion of a pulled model, whether or not what was pulled is still there."""
+    record = pull_record(name)
+    if record is None:
+        return None
+    dst = _cached(name, record["identity"], options)
+    return dst if is_converted(dst) else None
+
+
+def _cached(name: str, source_identity: str, options: Options) -> Path:
+    entry = find_entry(name)
+    stem = re.sub(r"[^\w.-]+", "-", entry.name if entry else Path(name).expanduser().absolute().name)
+    key = sha256(repr(job_of(source_identity, options)).encode()).hexdigest()[:12]
+    return cache_dir() / "converted" / f"{stem}-{key}"
+
+
+def _check_options(path: Path, **asked: Any) -> None:
+    """Refuse options that a converted checkpoint does not have."""
+    manifest, records, _ = read_manifest(path)
+    dtypes = {record.dtype for record in records if record.spec is not None}
+    has = manifest.get("source", {}) | {"dtype": DTYPES[dtypes.pop()] if len(dtypes) == 1 else "mixed"}
+    for option, value in asked.items():
+        if value is not None and value != has.get(option):
+            flag = f"--{option.replace('_', '-')}"
+            raise SpeqError(
+                f"{path} is converted with {flag} {has.get(option)}, not {value}; convert the original again"
+            )

@@ -1,0 +1,71 @@
+"""The original 16-bit checkpoint back from a converted one, bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from speq.bits import decode
+from speq.checkpoint.converted import read_manifest, split_tensor
+from speq.checkpoint.layout import MANIFEST, WEIGHTS, as_bytes, checksum
+from speq.checkpoint.safetensors import ITEM_BYTES, SafetensorsFile, write_header
+from speq.checkpoint.storage import Progress, check_space, make_dir, writing_to
+from speq.errors import SpeqError
+
+
+def restore(model_dir: Path, dst: Path, progress: Progress | None = None) -> Path:
+    """Write a Hugging Face directory: ``model.safetensors``, the config and the tokenizer files.
+
+    Every matrix has the bits that were converted; checksums are verified on the way. The directory appears when it is
+    complete.
+
+    Args:
+        model_dir: a converted checkpoint.
+        dst: the directory to create; an empty one may exist.
+        progress: called with counts of bytes.
+
+    Raises:
+        SpeqError: not a converted checkpoint, a corrupted tensor, ``dst`` exists, no space.
+    """
+    _, records, specs = read_manifest(model_dir)
+    file = SafetensorsFile(model_dir / WEIGHTS)
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise SpeqError(f"{dst} exists; choose another name or delete it")
+    partial = dst.absolute().with_name(f".{dst.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    make_dir(partial)
+    total = sum(prod(record.shape) * ITEM_BYTES[record.dtype] for record in records)
+    try:
+        check_space(partial, total, "restoring")
+        with writing_to(dst.parent):
+            with (partial / "model.safetensors").open("wb") as out:
+                write_header(out, {record.name: (record.dtype, record.shape) for record in records})
+                done = 0
+                for record in records:
+                    for name, expected in record.checksums.items():
+                        if checksum(file.array(name)) != expected:
+                            raise SpeqError(
+                                f"{file.path}: tensor {record.name} is corrupted; convert the original again"
+                            )
+                    if record.spec is None:
+                        array = file.array(record.name)
+                    else:
+                        array = decode(split_tensor(file, record, specs[record.spec]))
+                    out.write(as_bytes(np.ascontiguousarray(array)))
+                    done += array.nbytes
+                    if progress is not None:
+                        progress("restoring", done, total)
+            for item in model_dir.iterdir():
+                if item.is_file() and item.name not in (MANIFEST, WEIGHTS):
+                    shutil.copyfile(item, partial / item.name)
+            if dst.exists():
+                dst.rmdir()
+            partial.rename(dst)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return dst

@@ -1,0 +1,107 @@
+"""Where weights come from: one small interface over Hugging Face directories and GGUF files.
+
+A source knows its tensors by their Hugging Face names, hands out rows of them in the precision they are stored in,
+and carries what goes along with the weights: the config, the tokenizer files, and notes that the user should see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from speq.errors import SpeqError
+
+SIXTEEN_BIT = ("F16", "BF16")
+FLOATS = ("F16", "BF16", "F32", "F64")
+INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor's Hugging Face name, shape (rows first) and stored type, named as in safetensors or in GGUF (Q4_K)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the stored values are codes of a quantised type, to be dequantised on reading."""
+        return self.dtype not in FLOATS + INTEGERS
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether this is a weight matrix, which gets split; everything else is kept as it is."""
+        return len(self.shape) == 2 and self.size > 0 and self.dtype not in INTEGERS
+
+
+class Source(Protocol):
+    """A checkpoint to read from.
+
+    Attributes:
+        name: what to call the model.
+        path: the file or directory it was opened from.
+        config: the keys of a Hugging Face ``config.json``.
+        tensors: all tensors, in the order they are to be stored.
+        notes: one line each about what reading them changes.
+        files: tokenizer files to carry along, by file name.
+        weight_files: the files that hold the weights.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    tensors: list[TensorInfo]
+    notes: list[str]
+    files: dict[str, bytes]
+    weight_files: list[Path]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows of a tensor: uint16 bits for F16 and BF16, float32 for quantised types, else the type it has."""
+        ...
+
+
+def open_source(path: Path, *, dither: int | None = None) -> Source:
+    """Open a Hugging Face directory or a ``.gguf`` file.
+
+    Args:
+        path: directory with ``config.json`` and safetensors weights, or a GGUF file.
+        dither: seed of the noise that spreads quantised weights within their steps (GGUF only), None for no noise.
+
+    Raises:
+        SpeqError: nothing readable there, a damaged file, or weights of a kind that cannot be read.
+    """
+    if not path.exists():
+        raise SpeqError(f"{path} does not exist")
+    if path.is_dir():
+        from speq.checkpoint.huggingface import HuggingFaceSource
+
+        if dither is not None:
+            raise SpeqError(f"--dither needs a quantised GGUF file; {path} is a directory of unquantised weights")
+        return HuggingFaceSource(path)
+    from speq.checkpoint.gguf import GGUFSource
+
+    return GGUFSource(path, dither=dither)
+
+
+def identity(path: Path) -> str:
+    """A short name for the content of a source: of its files' names, sizes and times, without reading them.
+
+    Raises:
+        SpeqError: there is nothing at ``path``.
+    """
+    if not path.exists():
+        raise SpeqError(f"{path} does not exist")
+    files = [*sorted(path.glob("*.safetensors")), path / "config.json"] if path.is_dir() else [path]
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+    return sha256(repr(facts).encode()).hexdigest()[:16]
