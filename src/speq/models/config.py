@@ -107,7 +107,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        norm_eps=float(entries.get("rms_norm_eps", 1e-6)),
+        norm_eps=_small_number(entries, "rms_norm_eps", 1e-6),
         qkv_bias=family.qkv_bias == "always" or (family.qkv_bias == "option" and attention_bias),
         output_bias=family.output_bias == "option" and attention_bias,
         qk_norm=family.qk_norm,
@@ -155,3 +155,10 @@ def _count(entries: Mapping[str, Any], key: str, default: int | None = None) -> 
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SpeqError(f"config.json: {key!r} is {value!r}, must be a positive whole number")
     return value
+
+
+def _small_number(entries: Mapping[str, Any], key: str, default: float) -> float:
+    value = entries.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise SpeqError(f"config.json: {key!r} is {value!r}, must be a number from 0 to 1")
+    return float(value)

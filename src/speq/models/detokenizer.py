@@ -3,7 +3,8 @@
 A character may be spread over several tokens, and what a token decodes to may depend on the one before it (leading
 spaces). So the newest tokens are always decoded together with the last ones that gave text, and a piece is released
 once it does not end in the middle of a character. The pieces put together equal the text of all tokens decoded at
-once.
+once. (One exception, where the pieces are the better text: decoders with byte fallback give up a whole run of bytes
+once one of them is invalid.)
 """
 
 from __future__ import annotations

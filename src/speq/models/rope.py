@@ -50,7 +50,9 @@ def rotary_frequencies(config: Mapping[str, Any], head_dim: int, max_positions: 
     Raises:
         SpeqError: an unknown variant, a partial rotary factor, or a missing or senseless parameter.
     """
-    entries = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    entries = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(entries, Mapping):
+        raise SpeqError(f"config.json: rope_scaling is {entries!r}, must be an object")
     kind = entries.get("rope_type", entries.get("type", "default"))
     if kind not in SUPPORTED:
         raise SpeqError(f"config.json: rope type {kind!r} is not supported; supported are {', '.join(SUPPORTED)}")

@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <stdexcept>
@@ -19,7 +20,7 @@ template <class T, class... Shape>
 using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu, Shape...>;
 
 template <class T>
-using Plane = Array<const T, nb::ndim<3>>;
+using Plane = Array<const T>;
 template <class T>
 using Vector = Array<const T, nb::ndim<1>>;
 

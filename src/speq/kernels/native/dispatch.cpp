@@ -7,6 +7,7 @@ namespace speq {
 Kernels portable_kernels();
 #ifdef SPEQ_X86
 Kernels avx2_kernels();
+Kernels avx512_kernels();
 #endif
 
 namespace {
@@ -19,6 +20,12 @@ struct Candidate {
 const std::vector<Candidate>& candidates() {
     static const std::vector<Candidate> all = {
 #ifdef SPEQ_X86
+        {[] {
+             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512vnni");
+         },
+         avx512_kernels()},
         {[] {
              return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
          },

@@ -26,11 +26,10 @@ template <class F>
 void decode_row(const SplitWeight& w, int row, float* out) {
     const TableMaker<F> maker(w);
     const int rb = row / kRowsPerBlock, r = row % kRowsPerBlock;
-    for (int b = 0; b < w.blocks(); ++b) {
-        const BlockTables<F> tables(maker, w.scales_at(rb), b, r, w.group_size == 128 ? 1 : 0);
-        decode_block<F>(w.codes_at(rb, b), w.residual_at(rb, b), r, tables.first, tables.second,
-                        [&](int j, Vec8 v) { store(out + b * kBlock + 8 * j, v); });
-    }
+    for (int b = 0; b < w.blocks(); ++b)
+        decode_block<F>(maker, w.scales_at(rb), w.group_size == 128 ? 1 : 0, w.codes_at(rb, b), w.residual_at(rb, b), b,
+                        r / kWideRows * kWideRows,
+                        [&](int j, Wide v) { wide_row(v, r % kWideRows, out + b * kBlock + 8 * j); });
     for (uint32_t e = w.escape_rows[row]; e < w.escape_rows[row + 1]; ++e)
         out[w.escape_columns[e]] = to_float<F::dtype>(w.escape_values[e]);
     for (int k = w.columns; k < w.padded_columns(); ++k) out[k] = 0.0f;

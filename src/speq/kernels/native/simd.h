@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "half.h"
 
@@ -14,10 +15,24 @@
 #define SPEQ_AVX2 0
 #endif
 
+#if SPEQ_AVX2 && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+#define SPEQ_AVX512 1
+#else
+#define SPEQ_AVX512 0
+#endif
+
 #define SPEQ_INLINE inline __attribute__((always_inline))
 #define SPEQ_LAMBDA __attribute__((always_inline))
 
 namespace speq::SPEQ_ISA {
+
+// f(0), f(1), ..., f(N - 1) with compile-time indices, so that arrays of vectors indexed by them stay in registers.
+template <int N, class F>
+SPEQ_INLINE void unroll(F&& f) {
+    [&]<int... I>(std::integer_sequence<int, I...>) SPEQ_LAMBDA {
+        (f(std::integral_constant<int, I>{}), ...);
+    }(std::make_integer_sequence<int, N>{});
+}
 
 #if SPEQ_AVX2
 
@@ -137,5 +152,41 @@ SPEQ_INLINE Vec8 exp(Vec8 x) {
     p = fma(p, r, broadcast(1.0f));
     return mul(p, power_of_two(n));
 }
+
+// Eight lanes each for as many rows as fit a register: what the matrix products accumulate in. A row's lanes stay its own, so
+// wider registers do not change the order of its sum.
+#if SPEQ_AVX512
+
+constexpr int kWideRows = 2;
+struct Wide {
+    __m512 v;
+};
+SPEQ_INLINE Wide wide_zero() { return {_mm512_setzero_ps()}; }
+SPEQ_INLINE Wide wide_load(const float* p) { return {_mm512_loadu_ps(p)}; }
+SPEQ_INLINE void wide_store(float* p, Wide a) { _mm512_storeu_ps(p, a.v); }
+SPEQ_INLINE Wide wide_broadcast(const float* p) { return {_mm512_broadcast_f32x8(_mm256_loadu_ps(p))}; }
+SPEQ_INLINE void wide_row(Wide a, int row, float* p) {
+    _mm256_storeu_ps(p, row ? _mm512_extractf32x8_ps(a.v, 1) : _mm512_castps512_ps256(a.v));
+}
+SPEQ_INLINE Wide wide_fma(Wide a, Wide b, Wide c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// y[row] = sum of the row's lanes
+SPEQ_INLINE void wide_sum(Wide a, float* y) {
+    y[0] = sum(Vec8{_mm512_castps512_ps256(a.v)});
+    y[1] = sum(Vec8{_mm512_extractf32x8_ps(a.v, 1)});
+}
+
+#else
+
+constexpr int kWideRows = 1;
+using Wide = Vec8;
+SPEQ_INLINE Wide wide_zero() { return zero(); }
+SPEQ_INLINE Wide wide_load(const float* p) { return load(p); }
+SPEQ_INLINE void wide_store(float* p, Wide a) { store(p, a); }
+SPEQ_INLINE Wide wide_broadcast(const float* p) { return load(p); }
+SPEQ_INLINE void wide_row(Wide a, int, float* p) { store(p, a); }
+SPEQ_INLINE Wide wide_fma(Wide a, Wide b, Wide c) { return fma(a, b, c); }
+SPEQ_INLINE void wide_sum(Wide a, float* y) { *y = sum(a); }
+
+#endif
 
 }  // namespace speq::SPEQ_ISA
