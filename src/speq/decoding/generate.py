@@ -98,14 +98,13 @@ def _check_prompt(engine: Engine, prompt: Sequence[int]) -> None:
 def _prefill(engine: Engine, tokens: list[int], sampling: Sampling, progress: Progress | None) -> int:
     """Append the part of ``tokens`` that the cache lacks, and draw the token after them."""
     done = engine.length
+    report = progress if progress and len(tokens) - done > PREFILL_CHUNK else lambda *_: None
     while len(tokens) - done > PREFILL_CHUNK:
         engine.forward(tokens[done : done + PREFILL_CHUNK], logits="none")
         done += PREFILL_CHUNK
-        if progress:
-            progress("prefill", done, len(tokens))
+        report("prefill", done, len(tokens))
     logits = engine.forward(tokens[done:], logits="last")
-    if progress:
-        progress("prefill", len(tokens), len(tokens))
+    report("prefill", len(tokens), len(tokens))
     return choose(logits[0], sampling, len(tokens), with_confidence=False).token
 
 

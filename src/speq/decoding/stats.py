@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+FinishReason: TypeAlias = Literal["stop", "length", "interrupted"]
 
 
 @dataclass
@@ -24,7 +27,7 @@ class Statistics:
 
     prompt_tokens: int = 0
     new_tokens: int = 0
-    finish_reason: str = "interrupted"
+    finish_reason: FinishReason = "interrupted"
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     draft_seconds: float = 0.0
@@ -34,6 +37,11 @@ class Statistics:
     accepted: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
     seed: int | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the generation came to its own end."""
+        return self.finish_reason != "interrupted"
 
     @property
     def acceptance_rate(self) -> float:
