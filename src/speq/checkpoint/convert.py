@@ -100,10 +100,10 @@ def convert(
     if check is not None:
         check(source.config)
     partial = dst.absolute().with_name(f".{dst.name}.partial")
-    make_dir(partial)
     done = (partial / WEIGHTS).stat().st_size if (partial / WEIGHTS).exists() else 0
     check_space(partial, _estimate(source, options) - done, "the conversion")
-    with writing_to(dst.parent), exclusive(partial / ".lock"):
+    make_dir(partial)
+    with writing_to(dst.parent, "free some and run again: it continues there"), exclusive(partial / ".lock"):
         writer = WeightsWriter(partial, job, [info.name for info in source.tensors])
         try:
             notes = _add_tensors(source, options, writer, progress, threads or os.cpu_count() or 1)

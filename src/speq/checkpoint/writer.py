@@ -64,7 +64,8 @@ class WeightsWriter:
         end = self._end
         sums: dict[str, str] = {}
         for stored, (kind, array) in arrays.items():
-            array = np.ascontiguousarray(array)
+            if not array.flags.c_contiguous:
+                array = np.ascontiguousarray(array)
             entries[stored] = Entry(kind, array.shape, end, end + array.nbytes)
             self._file.write(as_bytes(array))
             sums[stored] = checksum(array)
