@@ -1,0 +1,49 @@
+"""speq: a language model drafts for itself with 4 of its 16 bits, and generates exactly the same text faster.
+
+>>> import speq
+>>> model = speq.load("smollm2-135m-instruct")
+>>> for piece in model.stream("Why is the sky blue?", max_new_tokens=200):
+...     print(piece.text, end="", flush=True)
+
+Names are imported on first use, so that ``import speq`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from speq.api import Model, Result, Stream, load
+    from speq.decoding.sampling import Sampling
+    from speq.decoding.stats import Statistics
+    from speq.decoding.stream import Piece
+    from speq.errors import SpeqError
+
+_HOMES = {
+    "Model": "speq.api",
+    "Piece": "speq.decoding.stream",
+    "Result": "speq.api",
+    "Sampling": "speq.decoding.sampling",
+    "SpeqError": "speq.errors",
+    "Statistics": "speq.decoding.stats",
+    "Stream": "speq.api",
+    "load": "speq.api",
+}
+
+__all__ = ["Model", "Piece", "Result", "Sampling", "SpeqError", "Statistics", "Stream", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("speq")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'speq' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

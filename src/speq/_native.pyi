@@ -47,3 +47,89 @@ def draft_values(
     threads: int,
 ) -> None: ...
 def exponent_histogram(patterns: NDArray[np.uint16], bf16: bool, counts: NDArray[np.int64]) -> None: ...
+def top1(logits: NDArray[np.float32], with_confidence: bool = True) -> tuple[int, float]: ...
+def sample(
+    logits: NDArray[np.float32],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int,
+    position: int,
+) -> tuple[int, float]: ...
+def available_isas() -> list[str]: ...
+
+class Matrix:
+    @staticmethod
+    def make(
+        shape: tuple[int, int],
+        dtype: str,
+        residual_bits: int,
+        table_per_group: bool,
+        group_size: int,
+        codes: NDArray[np.uint8],
+        residual: NDArray[np.uint8],
+        scales: NDArray[np.uint16],
+        escape_rows: NDArray[np.uint32],
+        escape_columns: NDArray[np.uint16],
+        escape_values: NDArray[np.uint16],
+        edges: NDArray[np.float32],
+        drops: NDArray[np.uint16],
+        table: NDArray[np.uint16],
+        levels: NDArray[np.int8],
+        /,
+    ) -> Matrix: ...
+
+def multiply(isa: str, weight: Matrix, x: NDArray[np.float32], draft: bool, /) -> NDArray[np.float32]: ...
+def decode_rows(isa: str, weight: Matrix, /) -> NDArray[np.float32]: ...
+
+_Norm = tuple[NDArray[np.float32] | None, float]
+
+class Step:
+    @staticmethod
+    def make(
+        isa: str,
+        threads: int,
+        max_tokens: int,
+        keys: NDArray[np.uint16],
+        values: NDArray[np.uint16],
+        inverse_frequencies: list[float],
+        rotary_scale: float,
+        vocab_size: int,
+        /,
+    ) -> Step: ...
+    def add_buffer(self, width: int, /) -> int: ...
+    def add_matrix(self, weight: Matrix, /) -> int: ...
+    def embed(self, matrix: int, out: int, /) -> None: ...
+    def linear(
+        self,
+        x: int,
+        norm: _Norm,
+        parts: list[tuple[int, int, NDArray[np.float32] | None]],
+        out: int,
+        accumulate: bool,
+        /,
+    ) -> None: ...
+    def gated_linear(self, x: int, norm: _Norm, gate: int, up: int, out: int, /) -> None: ...
+    def rotary(
+        self, qkv: int, layer: int, heads: int, kv_heads: int, head_dim: int, q_norm: _Norm, k_norm: _Norm, /
+    ) -> None: ...
+    def attention(
+        self,
+        qkv: int,
+        out: int,
+        layer: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int,
+        /,
+    ) -> None: ...
+    def head(self, x: int, norm: _Norm, matrix: int, /) -> None: ...
+    def bind(self) -> None: ...
+    def run(self, tokens: NDArray[np.int32], start: int, draft: bool, logits: int, /) -> NDArray[np.float32]: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...

@@ -1,5 +1,265 @@
+// Choosing a token from logits. speq/decoding/sampling_reference.py defines what is right; this file finds the same
+// token faster.
+//
+// Sampling is an exponential race: every token i draws E_i ~ Exp(1) from a counter-based generator and the smallest
+// E_i / p_i wins, which happens with probability p_i (the Gumbel-max trick without a logarithm per token). E_i = -log(1
+// - v_i) is at least v_i, so a token with v_i > p_i * (second best ratio so far) is out of the race before its
+// logarithm is taken. Everything that decides a token is made of single IEEE operations in a fixed order, hence equal
+// on every machine.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <queue>
+#include <stdexcept>
+#include <utility>
+#include <vector>
 
 namespace nb = nanobind;
 
-void bind_sampling(nb::module_&) {}
+namespace {
+
+using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Words = std::array<uint32_t, 4>;
+
+constexpr int64_t kNotFinite = -1;
+constexpr float kSmallestExponent = -60.0f;  // below e^-60 a token cannot win against the best one's 2^-33
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+struct Filters {
+    int64_t top_k;
+    double top_p;
+    float min_p;
+};
+
+// exp(x) for x <= 0, relative error below 3e-7: 2^n * e^r with a Taylor polynomial in r.
+inline float exp_nonpositive(float x) {
+    const int32_t alive = -static_cast<int32_t>(x >= kSmallestExponent);  // a mask: a branch would stay scalar
+    const float clamped = std::bit_cast<float>(std::bit_cast<int32_t>(x) & alive);
+    const float shifted = clamped * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to the nearest integer
+    const float n = shifted - 12582912.0f;
+    const float r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+    float y = 1.98412698e-4f;
+    y = y * r + 1.38888889e-3f;
+    y = y * r + 8.33333333e-3f;
+    y = y * r + 4.16666667e-2f;
+    y = y * r + 1.66666667e-1f;
+    y = y * r + 0.5f;
+    y = y * r + 1.0f;
+    y = y * r + 1.0f;
+    const int32_t power = std::bit_cast<int32_t>(shifted) - 0x4b400000;
+    return std::bit_cast<float>((std::bit_cast<int32_t>(y) + (power << 23)) & alive);
+}
+
+// -log(1 - v) for 0 < v < 1 where 1 - v is exact: the atanh series after splitting off the exponent.
+double exponential(double v) {
+    int exponent = 0;
+    double mantissa = std::frexp(1.0 - v, &exponent);
+    if (mantissa < 0.70710678118654752) {
+        mantissa *= 2.0;
+        exponent -= 1;
+    }
+    const double s = (mantissa - 1.0) / (mantissa + 1.0);
+    const double square = s * s;
+    double series = 1.0 / 21.0;
+    for (int k = 19; k >= 1; k -= 2) series = series * square + 1.0 / k;
+    return -(exponent * 0.69314718055994531 + 2.0 * s * series);
+}
+
+// Philox4x32-10 (Salmon et al., SC 2011): four random words that are a pure function of key and counter.
+Words philox(uint64_t seed, uint64_t position, uint32_t block) {
+    uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+    Words c = {block, static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0};
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t a = uint64_t{0xD2511F53} * c[0], b = uint64_t{0xCD9E8D57} * c[2];
+        c = {static_cast<uint32_t>(b >> 32) ^ c[1] ^ key0, static_cast<uint32_t>(b),
+             static_cast<uint32_t>(a >> 32) ^ c[3] ^ key1, static_cast<uint32_t>(a)};
+        key0 += 0x9E3779B9;
+        key1 += 0xBB67AE85;
+    }
+    return c;
+}
+
+double uniform(uint32_t word) { return (word + 0.5) * 0x1p-32; }
+
+// Index of the first largest logit, or kNotFinite. Eight independent lanes let the compiler use vector registers.
+int64_t argmax(const float* logits, size_t n) {
+    constexpr size_t kLanes = 8;
+    std::array<float, kLanes> best;
+    std::array<uint32_t, kLanes> abnormal{};
+    best.fill(-std::numeric_limits<float>::infinity());
+    size_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        for (size_t lane = 0; lane < kLanes; ++lane) {
+            const float x = logits[i + lane];
+            best[lane] = x > best[lane] ? x : best[lane];
+            abnormal[lane] |= (std::bit_cast<uint32_t>(x) & 0x7f800000u) == 0x7f800000u;
+        }
+    }
+    for (; i < n; ++i) {
+        best[0] = logits[i] > best[0] ? logits[i] : best[0];
+        abnormal[0] |= !std::isfinite(logits[i]);
+    }
+    if (std::any_of(abnormal.begin(), abnormal.end(), [](uint32_t a) { return a != 0; })) return kNotFinite;
+    const float top = *std::max_element(best.begin(), best.end());
+    return std::find(logits, logits + n, top) - logits;
+}
+
+// The k-th largest logit: tokens that equal it stay, so that ties do not depend on any order.
+float kth_largest(const float* logits, size_t n, size_t k) {
+    std::priority_queue<float, std::vector<float>, std::greater<>> heap;
+    for (size_t i = 0; i < n; ++i) {
+        if (heap.size() < k) {
+            heap.push(logits[i]);
+        } else if (logits[i] > heap.top()) {
+            heap.pop();
+            heap.push(logits[i]);
+        }
+    }
+    return heap.top();
+}
+
+// The smallest weight in the nucleus: the fewest tokens, largest first, that hold top_p of the total. Sums are taken of
+// integers (weights in units of 2^-32), so their order does not matter.
+float nucleus_threshold(const std::vector<float>& weights, double top_p) {
+    int64_t total = 0;
+    for (float w : weights) total += static_cast<int64_t>(w * 0x1p32f);
+    const double wanted = top_p * static_cast<double>(total);
+    // All weights below this one together weigh less than what the nucleus leaves out.
+    const float least =
+        static_cast<float>((1.0 - top_p) * static_cast<double>(total) * 0x1p-32 / weights.size() * 0.999);
+    std::vector<float> candidates;
+    for (float w : weights) {
+        if (w > 0.0f && w >= least) candidates.push_back(w);
+    }
+    std::sort(candidates.begin(), candidates.end(), std::greater<>());
+    int64_t sum = 0;
+    for (float w : candidates) {
+        sum += static_cast<int64_t>(w * 0x1p32f);
+        if (static_cast<double>(sum) >= wanted) return w;
+    }
+    return candidates.back();
+}
+
+// Two smallest ratios so far and the token that holds the smallest.
+struct Race {
+    int64_t winner = -1;
+    double best = kInfinity, second = kInfinity;
+
+    void enter(size_t token, uint32_t word, float weight) {
+        const double ratio = exponential(uniform(word)) / static_cast<double>(weight);
+        if (ratio < best) {
+            second = best;
+            best = ratio;
+            winner = static_cast<int64_t>(token);
+        } else if (ratio < second) {
+            second = ratio;
+        }
+    }
+};
+
+Race run_race(const std::vector<float>& weights, uint64_t seed, uint64_t position) {
+    Race race;
+    for (size_t first = 0; first < weights.size(); first += 4) {
+        const size_t last = std::min(first + 4, weights.size());
+        const float heaviest = *std::max_element(&weights[first], &weights[0] + last);
+        const double bound = race.second * 1.000001;  // room for the rounding of the products below
+        if (heaviest == 0.0f || heaviest * bound < 0x1p-33) continue;
+        const Words words = philox(seed, position, static_cast<uint32_t>(first / 4));
+        for (size_t i = first; i < last; ++i) {
+            if (weights[i] > 0.0f && uniform(words[i - first]) <= weights[i] * bound) {
+                race.enter(i, words[i - first], weights[i]);
+            }
+        }
+    }
+    return race;
+}
+
+std::vector<float>& workspace(size_t n) {
+    thread_local std::vector<float> buffer;
+    buffer.resize(n);
+    return buffer;
+}
+
+// out[i] = exp((logits[i] - highest) * scale), a plain loop that the compiler turns into vector code.
+void exponentials(const float* __restrict logits, size_t n, float highest, float scale, float* __restrict out) {
+    for (size_t i = 0; i < n; ++i) out[i] = exp_nonpositive((logits[i] - highest) * scale);
+}
+
+std::pair<int64_t, float> greedy(const float* logits, size_t n, bool with_confidence) {
+    const int64_t token = argmax(logits, n);
+    if (token < 0 || !with_confidence) return {token, 1.0f};
+    constexpr size_t kChunk = 512;
+    std::array<float, kChunk> terms;
+    std::array<float, 8> sums{};
+    for (size_t first = 0; first < n; first += kChunk) {
+        const size_t count = std::min(kChunk, n - first);
+        exponentials(logits + first, count, logits[token], 1.0f, terms.data());
+        std::fill(terms.begin() + count, terms.end(), 0.0f);
+        for (size_t i = 0; i < kChunk; i += sums.size()) {
+            for (size_t lane = 0; lane < sums.size(); ++lane) sums[lane] += terms[i + lane];
+        }
+    }
+    return {token, 1.0f / std::accumulate(sums.begin(), sums.end(), 0.0f)};
+}
+
+std::pair<int64_t, float> sample(const float* logits, size_t n, float inverse_temperature, const Filters& filters,
+                                 uint64_t seed, uint64_t position) {
+    const int64_t top = argmax(logits, n);
+    if (top < 0) return {top, 1.0f};
+    std::vector<float>& weights = workspace(n);
+    exponentials(logits, n, logits[top], inverse_temperature, weights.data());
+    if (filters.top_k > 0 && static_cast<size_t>(filters.top_k) < n) {
+        const float least = kth_largest(logits, n, static_cast<size_t>(filters.top_k));
+        for (size_t i = 0; i < n; ++i) weights[i] = logits[i] < least ? 0.0f : weights[i];
+    }
+    float least = filters.min_p;
+    if (filters.top_p < 1.0) least = std::max(least, nucleus_threshold(weights, filters.top_p));
+    if (least > 0.0f) {
+        for (float& w : weights) w = w < least ? 0.0f : w;
+    }
+    const Race race = run_race(weights, seed, position);
+    const float confidence =
+        race.second == kInfinity ? 1.0f : static_cast<float>(1.0 / (1.0 + race.best / race.second));
+    return {race.winner, confidence};
+}
+
+size_t checked_size(const Row& logits) {
+    if (logits.shape(0) == 0) throw std::invalid_argument("logits are empty");
+    return logits.shape(0);
+}
+
+}  // namespace
+
+void bind_sampling(nb::module_& m) {
+    m.def(
+        "top1",
+        [](const Row& logits, bool with_confidence) {
+            const size_t n = checked_size(logits);
+            nb::gil_scoped_release released;
+            return greedy(logits.data(), n, with_confidence);
+        },
+        nb::arg("logits"), nb::arg("with_confidence") = true,
+        "First largest of float32 logits and its softmax probability; token -1 if any logit is not finite.");
+    m.def(
+        "sample",
+        [](const Row& logits, double temperature, int64_t top_k, double top_p, double min_p, uint64_t seed,
+           uint64_t position) {
+            const size_t n = checked_size(logits);
+            nb::gil_scoped_release released;
+            return sample(logits.data(), n, static_cast<float>(1.0 / temperature),
+                          Filters{top_k, top_p, static_cast<float>(min_p)}, seed, position);
+        },
+        nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"),
+        nb::arg("seed"), nb::arg("position"),
+        "Seed-exact draw from filtered float32 logits and the winner's share against the runner-up; -1 if not finite.");
+}

@@ -1,0 +1,108 @@
+"""The command line: one verb per command, each in its own file and imported only when it is used.
+
+Exit codes: 0 success, 1 a clear error in one line on stderr, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+
+import click
+
+from speq.errors import SpeqError
+
+_COMMANDS = {
+    "pull": ("files", "Fetch a model by its catalogue name or hub id."),
+    "convert": ("files", "Split a checkpoint's weights into draft codes and residuals."),
+    "restore": ("files", "Write the original 16-bit checkpoint back, bit for bit."),
+    "inspect": ("inspect", "Show sizes, exponents, escapes and draft error of a model."),
+    "generate": ("generate", "Generate text from a prompt."),
+    "chat": ("chat", "Talk with a model in the terminal."),
+}
+
+
+class _Verbs(click.Group):
+    """A group whose commands live in modules of this package."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"speq.cli.{_COMMANDS[name][0]}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        import speq
+
+        click.echo(f"speq {speq.__version__}")
+        ctx.exit()
+
+
+@click.group(cls=_Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it.")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Run language models faster without changing one output token.
+
+    MODEL is a directory (Hugging Face layout or converted), a .gguf file, a catalogue name or a hub id.
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; nothing that a user can cause escapes as a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a model may write any character, whatever the locale
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        return int(cli.main(arguments, prog_name="speq", standalone_mode=False) or 0)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "speq"
+        click.echo(f"{path}: {error.format_message()} (see {path} --help)", err=True)
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except SpeqError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("speq: interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does: no error, but Python must not flush into the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _fail("not enough memory for this model: close other programs, or limit the context with --context")
+    except OSError as error:
+        return _fail(_describe(error))
+
+
+def _fail(message: str) -> int:
+    click.echo(f"speq: {' '.join(message.split())}", err=True)
+    return 1
+
+
+def _describe(error: OSError) -> str:
+    """One line for an operating system error that no part of speq turned into a better one."""
+    where = f"{error.filename}: " if error.filename else ""
+    advice = ": free some space, or set SPEQ_CACHE to another disk" if error.errno == errno.ENOSPC else ""
+    return f"{where}{(error.strerror or str(error)).lower()}{advice}"

@@ -1,0 +1,77 @@
+"""`speq chat`: a conversation in the terminal. Each answer continues on the cache of the ones before."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from speq.cli.generate import show
+from speq.cli.options import decoding_options, model_options, parse_decoding
+from speq.cli.terminal import ProgressBars, dim, is_live
+from speq.errors import SpeqError
+
+_HELP = "/new starts over, /exit (or Ctrl-D) ends, Ctrl-C stops an answer."
+
+
+@click.command()
+@click.option("--system", metavar="TEXT", help="A system message to begin with.")
+@click.option(
+    "-n", "--max-tokens", metavar="N", type=click.IntRange(1), help="Most tokens per answer.  [default: as many as fit]"
+)
+@decoding_options
+@model_options
+def chat(
+    model: str,
+    system: str | None,
+    max_tokens: int | None,
+    threads: int | None,
+    context: int | None,
+    **options: Any,
+) -> int:
+    """Talk with a model. Lines come from stdin, so a conversation can be piped in."""
+    decoding = parse_decoding(options).to_stream()
+    from speq.api import load
+
+    opening = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    with ProgressBars() as progress:
+        loaded = load(model, threads=threads, context=context, progress=progress)
+        loaded.encode([*messages, {"role": "user", "content": ""}])  # no tokenizer or template: say so at once
+        progress.close()
+        if is_live():
+            print(dim(_HELP), file=sys.stderr)
+        while (line := _read_line()) is not None:
+            if line in ("/exit", "/quit"):
+                break
+            if line == "/new":
+                messages = list(opening)
+            elif line:
+                asked = [*messages, {"role": "user", "content": line}]
+                try:
+                    stream = loaded.stream(asked, max_new_tokens=max_tokens, progress=progress, **decoding)
+                    show(stream, progress)
+                except SpeqError as error:
+                    if not is_live():
+                        raise
+                    print(f"speq: {error}; /new starts over", file=sys.stderr)
+                    continue
+                messages = [*asked, {"role": "assistant", "content": stream.result.text}]
+    return 0
+
+
+def _read_line() -> str | None:
+    """The next line, without surrounding space; ``None`` at the end of the input."""
+    if is_live() and sys.stdin.isatty():
+        import readline  # noqa: F401  # gives input() a line editor with a history
+
+        prompt = "> "
+    else:
+        prompt = ""
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        return None
+    except UnicodeDecodeError:
+        raise SpeqError("stdin is not valid UTF-8: send text as UTF-8") from None

@@ -1,0 +1,126 @@
+"""Options that several commands share, and what they mean to the Python interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+import click
+
+from speq.errors import SpeqError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _draft(context: click.Context, option: click.Parameter, value: str) -> str:
+    """``auto``, ``self`` or ``none``; ``ngram`` is a name of the interface that this version does not offer."""
+    if value == "ngram":
+        raise SpeqError("--draft ngram is not available in this version: use auto, self or none")
+    if value not in ("auto", "self", "none"):
+        raise click.BadParameter(f"{value!r} is not one of auto, self, none", context, option)
+    return value
+
+
+def _draft_length(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    """A number of tokens from 1 to 16, or ``None`` for ``auto``."""
+    if value == "auto":
+        return None
+    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= 16):
+        raise click.BadParameter(f"{value!r} is neither a number from 1 to 16 nor auto", context, option)
+    return int(value)
+
+
+_DECODING = (
+    click.option(
+        "--draft",
+        metavar="auto|self|none",
+        callback=_draft,
+        default="auto",
+        show_default=True,
+        help="Draft with the model's own 4-bit codes while that pays (auto), always (self) or never (none).",
+    ),
+    click.option(
+        "--draft-length",
+        metavar="K|auto",
+        callback=_draft_length,
+        default="auto",
+        show_default=True,
+        help="Tokens to draft each round, 1 to 16; auto decides by confidence and cost.",
+    ),
+    click.option(
+        "--temperature",
+        metavar="T",
+        type=click.FloatRange(0),
+        default=0.0,
+        show_default=True,
+        help="0 takes the likeliest token.",
+    ),
+    click.option(
+        "--top-k", metavar="K", type=click.IntRange(0), default=0, help="Keep the K likeliest tokens; 0 keeps all."
+    ),
+    click.option(
+        "--top-p",
+        metavar="P",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=1.0,
+        help="Keep the fewest tokens that hold this share of the probability.",
+    ),
+    click.option(
+        "--min-p",
+        metavar="P",
+        type=click.FloatRange(0, 1),
+        default=0.0,
+        help="Keep tokens with at least this fraction of the largest probability.",
+    ),
+    click.option("--seed", metavar="S", type=click.IntRange(0, 2**64 - 1), help="Makes sampling repeatable."),
+    click.option("--stop", metavar="STR", multiple=True, help="End the text before STR; may be given several times."),
+)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The decoding options of a command line."""
+
+    draft: Literal["auto", "self", "none"]
+    draft_length: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    stop: tuple[str, ...]
+
+    def to_stream(self) -> dict[str, Any]:
+        """Keyword arguments for :meth:`speq.api.Model.stream`."""
+        from speq.decoding.sampling import Sampling
+
+        return {
+            "sampling": Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.seed),
+            "draft": self.draft,
+            "draft_length": self.draft_length,
+            "stop": self.stop,
+        }
+
+
+def decoding_options(command: Command) -> Command:
+    """Add the decoding options; the command receives the fields of :class:`Decoding` as keyword arguments."""
+    for option in reversed(_DECODING):
+        command = option(command)
+    return command
+
+
+def model_options(command: Command) -> Command:
+    """Add the MODEL argument and the options of loading."""
+    for option in (
+        click.option("--context", metavar="N", type=click.IntRange(1), help="Limit the context to so many tokens."),
+        click.option("--threads", metavar="N", type=click.IntRange(1), help="Processor cores to use; all by default."),
+        click.argument("model"),
+    ):
+        command = option(command)
+    return command
+
+
+def parse_decoding(options: dict[str, Any]) -> Decoding:
+    """Take the fields of :class:`Decoding` out of a command's keyword arguments."""
+    return Decoding(**{name: cast(Any, options.pop(name)) for name in Decoding.__dataclass_fields__})

@@ -1,0 +1,59 @@
+"""A generation as the user sees it: pieces of text with their token ids, up to an end token, stop string or limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from speq.decoding.stats import Statistics
+from speq.decoding.stop import StopStrings
+
+
+class Detokenizer(Protocol):
+    """Turns token ids into text one by one, without ever giving half a character."""
+
+    def push(self, token: int) -> str: ...
+    def flush(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one pass added: its token ids, and the text that became certain (often less than theirs, or empty)."""
+
+    text: str
+    token_ids: list[int]
+
+
+def stream_pieces(
+    passes: Iterator[list[int]],
+    *,
+    stats: Statistics,
+    ends: frozenset[int],
+    detokenizer: Detokenizer | None,
+    stop: StopStrings,
+    keep: Callable[[list[int]], None],
+) -> Iterator[Piece]:
+    """Turn the tokens of each pass into a piece.
+
+    Args:
+        passes: from :func:`speq.decoding.generate.generate_tokens`, which also fills ``stats``.
+        ends: token ids that end the text; they have none of their own.
+        detokenizer: ``None`` gives pieces without text.
+        stop: stop strings; the token that completes one is the last of the generation.
+        keep: called with all token ids of each pass, whether or not they are shown.
+    """
+    for tokens in passes:
+        keep(tokens)
+        text = ""
+        for shown, token in enumerate(tokens, 1):
+            if detokenizer and token not in ends:
+                text += stop.push(detokenizer.push(token))
+            if stop.found:
+                stats.new_tokens -= len(tokens) - shown
+                stats.finish_reason = "stop"
+                yield Piece(text, tokens[:shown])
+                return
+        if detokenizer and stats.finished:
+            text += stop.push(detokenizer.flush()) + stop.flush()
+        yield Piece(text, tokens)

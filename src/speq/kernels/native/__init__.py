@@ -1,0 +1,175 @@
+"""The native step: a :class:`StepProgram` bound once to memory and replayed by one call into C++ without the GIL.
+
+``SPEQ_ISA`` (``avx2``, ``portable``) overrides the choice of kernels, which give the same bits in every case.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speq import _native
+from speq.bits import SplitTensor
+from speq.errors import SpeqError
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Rotary, StepProgram
+
+if TYPE_CHECKING:
+    from speq.models.cache import KVCache
+
+Weights: TypeAlias = Mapping[str, "SplitTensor | NDArray[np.float32]"]
+Logits = Literal["none", "last", "all"]
+_LOGITS = {"none": 0, "last": 1, "all": 2}
+
+
+def matrix(tensor: SplitTensor) -> _native.Matrix:
+    """The native view of a split tensor, over the same memory: the tensor must outlive it."""
+    spec = tensor.spec
+    return _native.Matrix.make(
+        tensor.shape,
+        spec.dtype,
+        spec.residual_bits,
+        spec.format == "nested",
+        spec.group_size,
+        tensor.codes,
+        tensor.residual,
+        tensor.scales,
+        tensor.escape_rows,
+        tensor.escape_columns,
+        tensor.escape_values,
+        np.array(spec.edges, dtype=np.float32),
+        np.array(spec.drops, dtype=np.uint16),
+        tensor.table,
+        np.array(spec.levels, dtype=np.int8),
+    )
+
+
+def available_isas() -> list[str]:
+    """Instruction sets this machine has kernels for, best first; ``portable`` is always among them."""
+    return _native.available_isas()
+
+
+def default_threads() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class NativeStep:
+    """One decoding step of a model on the CPU.
+
+    Args:
+        program: the operators.
+        weights: split matrices and float32 vectors by name; kept alive and read in place.
+        cache: the KV cache that the step reads and appends to.
+        max_tokens: most tokens of one :meth:`run`.
+        threads: team size, by default one thread per available processor.
+        isa: kernels to use, by default ``SPEQ_ISA`` or the best this machine can run.
+
+    Raises:
+        SpeqError: ``isa`` is not available here, or ``threads`` is not positive.
+    """
+
+    def __init__(
+        self,
+        program: StepProgram,
+        weights: Weights,
+        cache: KVCache,
+        max_tokens: int,
+        *,
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        isa = isa or os.environ.get("SPEQ_ISA", "")
+        if isa and isa not in available_isas():
+            raise SpeqError(f"no kernels for '{isa}' on this machine; SPEQ_ISA may be: {', '.join(available_isas())}")
+        if threads is not None and threads < 1:
+            raise SpeqError(f"--threads must be at least 1, not {threads}")
+        self._weights = weights
+        self._cache = cache
+        self._keys, self._values = cache.keys.view(np.uint16), cache.values.view(np.uint16)
+        self._step = _native.Step.make(
+            isa,
+            threads or default_threads(),
+            max_tokens,
+            self._keys,
+            self._values,
+            list(program.inv_freq),
+            program.rotary_scale,
+            program.vocab_size,
+        )
+        self._vectors: dict[str, NDArray[np.float32]] = {}
+        self._buffers = {name: self._step.add_buffer(width) for name, width in program.buffers.items()}
+        self._matrices: dict[str, int] = {}
+        for op in program.ops:
+            self._add(op)
+        self._step.bind()
+
+    @property
+    def isa(self) -> str:
+        return self._step.isa
+
+    @property
+    def threads(self) -> int:
+        return self._step.threads
+
+    def run(
+        self, tokens: NDArray[np.int32], start: int, *, draft: bool = False, logits: Logits = "last"
+    ) -> NDArray[np.float32]:
+        """Run ``tokens`` int32 ``[m]`` at positions ``start..start + m - 1``.
+
+        Returns:
+            float32 ``[rows, vocab]`` with 0, 1 or m rows; a view that the next call overwrites.
+
+        Raises:
+            ValueError: a token outside the vocabulary, or positions beyond the cache.
+        """
+        return self._step.run(np.ascontiguousarray(tokens, dtype=np.int32), start, draft, _LOGITS[logits])
+
+    def _matrix(self, name: str) -> int:
+        if name not in self._matrices:
+            tensor = self._weights[name]
+            if not isinstance(tensor, SplitTensor):
+                raise TypeError(f"{name} must be a split matrix")
+            self._matrices[name] = self._step.add_matrix(matrix(tensor))
+        return self._matrices[name]
+
+    def _vector(self, name: str) -> NDArray[np.float32]:
+        if name not in self._vectors:
+            vector = self._weights[name]
+            if isinstance(vector, SplitTensor):
+                raise TypeError(f"{name} must be a vector")
+            self._vectors[name] = np.ascontiguousarray(vector, dtype=np.float32)
+        return self._vectors[name]
+
+    def _norm(self, norm: Norm | None) -> tuple[NDArray[np.float32] | None, float]:
+        return (self._vector(norm.weight), norm.eps) if norm else (None, 0.0)
+
+    def _rows(self, name: str) -> int:
+        tensor = self._weights[name]
+        return tensor.shape[0]
+
+    def _add(self, op: Op) -> None:
+        step, buffers = self._step, self._buffers
+        if isinstance(op, Embed):
+            step.embed(self._matrix(op.table), buffers[op.out])
+        elif isinstance(op, Linear):
+            biases = op.biases or (None,) * len(op.weights)
+            parts, column = [], 0
+            for name, bias in zip(op.weights, biases, strict=True):
+                parts.append((self._matrix(name), column, self._vector(bias) if bias else None))
+                column += self._rows(name)
+            step.linear(buffers[op.x], self._norm(op.norm), parts, buffers[op.out], op.accumulate)
+        elif isinstance(op, GatedLinear):
+            gate, up = self._matrix(op.gate), self._matrix(op.up)
+            step.gated_linear(buffers[op.x], self._norm(op.norm), gate, up, buffers[op.out])
+        elif isinstance(op, Rotary):
+            norms = self._norm(op.q_norm), self._norm(op.k_norm)
+            step.rotary(buffers[op.qkv], op.layer, op.heads, op.kv_heads, op.head_dim, *norms)
+        elif isinstance(op, Attention):
+            shape = (op.layer, op.heads, op.kv_heads, op.head_dim)
+            step.attention(buffers[op.qkv], buffers[op.out], *shape, op.scale, op.window or 0)
+        elif isinstance(op, Head):
+            step.head(buffers[op.x], self._norm(op.norm), self._matrix(op.weight))

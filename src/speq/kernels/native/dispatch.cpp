@@ -1,0 +1,58 @@
+#include <stdexcept>
+
+#include "kernels.h"
+
+namespace speq {
+
+Kernels portable_kernels();
+#ifdef SPEQ_X86
+Kernels avx2_kernels();
+Kernels avx512_kernels();
+#endif
+
+namespace {
+
+struct Candidate {
+    bool (*usable)();
+    Kernels table;
+};
+
+const std::vector<Candidate>& candidates() {
+    static const std::vector<Candidate> all = {
+#ifdef SPEQ_X86
+        {[] {
+             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512vnni");
+         },
+         avx512_kernels()},
+        {[] {
+             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+         },
+         avx2_kernels()},
+#endif
+        {[] { return true; }, portable_kernels()},
+    };
+    return all;
+}
+
+}  // namespace
+
+size_t exact_scratch(int tokens) {
+    return static_cast<size_t>(kRowsPerBlock) * (kStripBlocks * kBlock + static_cast<size_t>(tokens) * 8);
+}
+
+std::vector<std::string> available_isas() {
+    std::vector<std::string> names;
+    for (const auto& c : candidates())
+        if (c.usable()) names.emplace_back(c.table.name);
+    return names;
+}
+
+const Kernels& kernels(const std::string& isa) {
+    for (const auto& c : candidates())
+        if (c.usable() && (isa.empty() || isa == c.table.name)) return c.table;
+    throw std::invalid_argument("this machine has no kernels for '" + isa + "'");
+}
+
+}  // namespace speq

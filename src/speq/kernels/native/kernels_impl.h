@@ -1,0 +1,61 @@
+// Builds the kernel table of one instruction set. Included once by each kernels_*.cpp, which is compiled for its set
+// and defines SPEQ_ISA, the namespace that keeps the copies apart.
+#pragma once
+#include "draft.h"
+#include "exact.h"
+#include "kernels.h"
+#include "operators.h"
+
+namespace speq::SPEQ_ISA {
+
+// Calls f with the Format that describes w.
+template <class F>
+auto with_format(const SplitWeight& w, F&& f) {
+    const bool halves = w.group_size == 32;
+    if (w.table_per_group && w.dtype == DType::bf16)
+        return halves ? f(Format<DType::bf16, 10, true, true>{}) : f(Format<DType::bf16, 10, true, false>{});
+    if (w.table_per_group)
+        return halves ? f(Format<DType::fp16, 12, true, true>{}) : f(Format<DType::fp16, 12, true, false>{});
+    if (w.dtype == DType::bf16)
+        return halves ? f(Format<DType::bf16, 12, false, true>{}) : f(Format<DType::bf16, 12, false, false>{});
+    return halves ? f(Format<DType::fp16, 12, false, true>{}) : f(Format<DType::fp16, 12, false, false>{});
+}
+
+// The exact values of one row, padded columns included.
+template <class F>
+void decode_row(const SplitWeight& w, int row, float* out) {
+    const TableMaker<F> maker(w);
+    const int rb = row / kRowsPerBlock, r = row % kRowsPerBlock;
+    for (int b = 0; b < w.blocks(); ++b)
+        decode_block<F>(maker, w.scales_at(rb), w.group_size == 128 ? 1 : 0, w.codes_at(rb, b), w.residual_at(rb, b), b,
+                        r / kWideRows * kWideRows,
+                        [&](int j, Wide v) { wide_row(v, r % kWideRows, out + b * kBlock + 8 * j); });
+    for (uint32_t e = w.escape_rows[row]; e < w.escape_rows[row + 1]; ++e)
+        out[w.escape_columns[e]] = to_float<F::dtype>(w.escape_values[e]);
+    for (int k = w.columns; k < w.padded_columns(); ++k) out[k] = 0.0f;
+}
+
+inline Kernels make_kernels(const char* name) {
+    return {
+        .name = name,
+        .exact_rows = [](const SplitWeight& w) -> Kernels::ExactRows {
+            return with_format(w, []<class F>(F) -> Kernels::ExactRows { return exact_rows<F>; });
+        },
+        .draft_rows = [](const SplitWeight& w) -> Kernels::DraftRows {
+            return with_format(w, []<class F>(F) -> Kernels::DraftRows { return draft_rows<F>; });
+        },
+        .quantise = [](const SplitWeight& w) -> Kernels::Quantise {
+            return with_format(w, []<class F>(F) -> Kernels::Quantise { return quantise_row<F>; });
+        },
+        .decode_row = [](const SplitWeight& w) -> Kernels::DecodeRow {
+            return with_format(w, []<class F>(F) -> Kernels::DecodeRow { return decode_row<F>; });
+        },
+        .rms_norm = rms_norm,
+        .rotate = rotate,
+        .to_cache = to_cache,
+        .swiglu = swiglu,
+        .attend = attend,
+    };
+}
+
+}  // namespace speq::SPEQ_ISA

@@ -1,0 +1,51 @@
+// A matrix in the split 16-bit format, as memory: docs/formats.md describes the planes.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "half.h"
+
+namespace speq {
+
+constexpr int kRowsPerBlock = 4;
+constexpr int kBlock = 64;  // columns of a row that share one 32-byte piece of the draft plane
+constexpr int kStripBlocks = 8;  // blocks of a row that are multiplied together, so that the strip of x stays in the L1 cache
+
+struct SplitWeight {
+    const uint8_t* codes = nullptr;
+    const uint8_t* residual = nullptr;
+    const uint16_t* scales = nullptr;  // BF16
+    const uint32_t* escape_rows = nullptr;
+    const uint16_t* escape_columns = nullptr;
+    const uint16_t* escape_values = nullptr;
+    int rows = 0, columns = 0;
+    int group_size = 64;
+    DType dtype = DType::bf16;
+    int residual_bits = 10;
+    bool table_per_group = true;  // `nested`; else `e3m0`, whose table belongs to the whole tensor
+    alignas(32) float edges[8] = {};
+    alignas(32) uint16_t drops[8] = {};
+    alignas(32) uint16_t table[8] = {};
+    alignas(32) int8_t levels[16] = {};
+
+    int row_blocks() const { return (rows + kRowsPerBlock - 1) / kRowsPerBlock; }
+    int blocks() const { return (columns + kBlock - 1) / kBlock; }
+    int padded_columns() const { return blocks() * kBlock; }
+    // Groups per row as stored: whole blocks for groups of 32, every second block for groups of 128.
+    int groups() const { return group_size == 128 ? (blocks() + 1) / 2 : blocks() * (kBlock / group_size); }
+    size_t residual_tile() const { return kRowsPerBlock * (kBlock + (residual_bits == 12 ? 32 : 16)); }
+    const uint8_t* codes_at(int row_block, int block) const {
+        return codes + (static_cast<size_t>(row_block) * blocks() + block) * (kRowsPerBlock * kBlock / 2);
+    }
+    const uint8_t* residual_at(int row_block, int block) const {
+        return residual + (static_cast<size_t>(row_block) * blocks() + block) * residual_tile();
+    }
+    const uint16_t* scales_at(int row_block) const {
+        return scales + static_cast<size_t>(row_block) * groups() * kRowsPerBlock;
+    }
+    float scale(int row, int column) const {
+        return bf16_to_float(scales_at(row / kRowsPerBlock)[column / group_size * kRowsPerBlock + row % kRowsPerBlock]);
+    }
+};
+
+}  // namespace speq

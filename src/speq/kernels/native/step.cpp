@@ -1,0 +1,77 @@
+#include "step.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace speq {
+
+Step::Step(const std::string& isa, int threads, int max_tokens, Cache cache, std::vector<float> inverse_frequencies,
+           float rotary_scale, int vocab_size)
+    : kernels_(speq::kernels(isa)),
+      team_(threads),
+      max_tokens_(max_tokens),
+      cache_(cache),
+      inverse_frequencies_(std::move(inverse_frequencies)),
+      rotary_scale_(rotary_scale),
+      vocab_size_(vocab_size) {}
+
+int Step::add_buffer(int width) {
+    const int stride = (width + kBlock - 1) / kBlock * kBlock;
+    buffers_.push_back({width, stride, make_aligned<float>(static_cast<size_t>(max_tokens_) * stride)});
+    return static_cast<int>(buffers_.size()) - 1;
+}
+
+int Step::add_matrix(const SplitWeight& weight) {
+    matrices_.push_back({weight, kernels_.exact_rows(weight), kernels_.draft_rows(weight), kernels_.quantise(weight),
+                         kernels_.decode_row(weight)});
+    return static_cast<int>(matrices_.size()) - 1;
+}
+
+void Step::bind() {
+    int columns = 0;
+    for (const auto& m : matrices_) columns = std::max(columns, m.weight.padded_columns());
+    scratch_.resize(team_.size());
+    for (auto& s : scratch_) {
+        s.input = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
+        s.quantised = make_aligned<int8_t>(columns);
+        s.quantised_scales = make_aligned<float>(columns / 32);
+        s.quantised_offsets = make_aligned<float>(columns / 32);
+        const size_t product = static_cast<size_t>(max_tokens_) * kChunk * kRowsPerBlock;
+        s.product = make_aligned<float>(product);
+        s.product2 = make_aligned<float>(product);
+        s.strip = make_aligned<float>(exact_scratch(max_tokens_));
+        s.attention = make_aligned<float>(static_cast<size_t>(cache_.capacity) + 8);
+    }
+    shared_input_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * columns);
+    cosines_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * half());
+    sines_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * half());
+}
+
+void Step::prepare_rotation(const Pass& pass) {
+    for (int t = 0; t < pass.count; ++t)
+        for (int i = 0; i < half(); ++i) {
+            const float angle = static_cast<float>(pass.start + t) * inverse_frequencies_[i];
+            const size_t at = static_cast<size_t>(t) * half() + i;
+            cosines_[at] = static_cast<float>(std::cos(static_cast<double>(angle))) * rotary_scale_;
+            sines_[at] = static_cast<float>(std::sin(static_cast<double>(angle))) * rotary_scale_;
+        }
+}
+
+int Step::run(const Pass& pass) {
+    const int rows = pass.logits == Logits::none ? 0 : pass.logits == Logits::last ? 1 : pass.count;
+    if (rows > logits_rows_) {
+        logits_ = make_aligned<float>(static_cast<size_t>(rows) * vocab_size_);
+        logits_rows_ = rows;
+    }
+    prepare_rotation(pass);
+    for (auto& op : operators_) op->next.store(0, std::memory_order_relaxed);
+    team_.run([&](int member) {
+        for (auto& op : operators_) {
+            op->run(*this, pass, member);
+            team_.barrier();
+        }
+    });
+    return rows;
+}
+
+}  // namespace speq

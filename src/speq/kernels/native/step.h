@@ -1,0 +1,132 @@
+// One decoding step of a model: operators bound to memory once, replayed by run() without allocation or Python.
+#pragma once
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "aligned.h"
+#include "kernels.h"
+#include "thread_team.h"
+
+namespace speq {
+
+enum class Logits { none, last, all };
+
+// What one call of run() does: `count` tokens from position `start` on, with draft or exact weights.
+struct Pass {
+    const int32_t* tokens;
+    int count;
+    int start;
+    bool draft;
+    Logits logits;
+};
+
+struct Buffer {  // float32 [max_tokens, stride]; columns width..stride-1 are always zero
+    int width = 0;
+    int stride = 0;
+    Aligned<float> data;
+    float* row(int token) { return data.get() + static_cast<size_t>(token) * stride; }
+};
+
+// FP16 [layers, kv_heads, capacity, head_dim], owned by the caller.
+struct Cache {
+    uint16_t* keys = nullptr;
+    uint16_t* values = nullptr;
+    int kv_heads = 0, capacity = 0, head_dim = 0;
+    size_t offset(int layer, int kv_head, int position) const {
+        return ((static_cast<size_t>(layer) * kv_heads + kv_head) * capacity + position) * head_dim;
+    }
+};
+
+struct Matrix {  // a split weight with the kernels for its format
+    SplitWeight weight;
+    Kernels::ExactRows exact_rows;
+    Kernels::DraftRows draft_rows;
+    Kernels::Quantise quantise;
+    Kernels::DecodeRow decode_row;
+};
+
+struct Norm {
+    const float* weight = nullptr;  // null: no normalisation
+    float eps = 0;
+};
+
+struct Scratch {  // of one thread
+    Aligned<float> input;       // normalised activations of few tokens
+    Aligned<int8_t> quantised;  // draft activations of one token
+    Aligned<float> quantised_scales, quantised_offsets;
+    Aligned<float> product, product2, strip;
+    Aligned<float> attention;
+};
+
+class Step;
+
+class Operator {
+  public:
+    virtual ~Operator() = default;
+    // Called by every member of the team; the members share the work through `next`.
+    virtual void run(Step& step, const Pass& pass, int member) = 0;
+    std::atomic<int> next{0};
+};
+
+class Step {
+  public:
+    Step(const std::string& isa, int threads, int max_tokens, Cache cache, std::vector<float> inverse_frequencies,
+         float rotary_scale, int vocab_size);
+
+    int add_buffer(int width);
+    int add_matrix(const SplitWeight& weight);
+    void add_operator(std::unique_ptr<Operator> op) { operators_.push_back(std::move(op)); }
+
+    // Sizes the scratch memory; call after the last add_*.
+    void bind();
+
+    // Runs the pass and returns the number of rows of logits: 0, 1 or pass.count.
+    int run(const Pass& pass);
+
+    const float* logits() const { return logits_.get(); }
+    int vocab_size() const { return vocab_size_; }
+    int max_tokens() const { return max_tokens_; }
+    int capacity() const { return cache_.capacity; }
+    const char* isa() const { return kernels_.name; }
+    int threads() const { return team_.size(); }
+
+    // For the operators.
+    const Kernels& kernels() const { return kernels_; }
+    ThreadTeam& team() { return team_; }
+    const Cache& cache() const { return cache_; }
+    Buffer& buffer(int index) { return buffers_[index]; }
+    const Matrix& matrix(int index) const { return matrices_[index]; }
+    Scratch& scratch(int member) { return scratch_[member]; }
+    float* shared_input() { return shared_input_.get(); }
+    float* logits_row(int row) { return logits_.get() + static_cast<size_t>(row) * vocab_size_; }
+    const float* cosines(int token) const { return cosines_.get() + static_cast<size_t>(token) * half(); }
+    const float* sines(int token) const { return sines_.get() + static_cast<size_t>(token) * half(); }
+    int half() const { return static_cast<int>(inverse_frequencies_.size()); }
+
+  private:
+    void prepare_rotation(const Pass& pass);
+
+    const Kernels& kernels_;
+    ThreadTeam team_;
+    const int max_tokens_;
+    const Cache cache_;
+    const std::vector<float> inverse_frequencies_;
+    const float rotary_scale_;
+    const int vocab_size_;
+    std::vector<Buffer> buffers_;
+    std::vector<Matrix> matrices_;
+    std::vector<std::unique_ptr<Operator>> operators_;
+    std::vector<Scratch> scratch_;
+    Aligned<float> shared_input_, cosines_, sines_, logits_;
+    int logits_rows_ = 0;
+};
+
+// Row blocks that a member takes at a time, at most.
+constexpr int kChunk = 16;
+
+// Up to this many tokens every member prepares its own copy of an operator's input: cheaper than sharing with a barrier.
+constexpr int kFewTokens = 16;
+
+}  // namespace speq

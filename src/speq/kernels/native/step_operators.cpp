@@ -1,0 +1,203 @@
+#include "step_operators.h"
+
+#include <algorithm>
+
+#include "product.h"
+
+namespace speq {
+namespace {
+
+class Embed final : public Operator {
+  public:
+    Embed(int matrix, int out) : matrix_(matrix), out_(out) {}
+    void run(Step& step, const Pass& pass, int) override {
+        const Matrix& table = step.matrix(matrix_);
+        for (int t = next++; t < pass.count; t = next++)
+            table.decode_row(table.weight, pass.tokens[t], step.buffer(out_).row(t));
+    }
+
+  private:
+    int matrix_, out_;
+};
+
+class Linear final : public Operator {
+  public:
+    Linear(int x, Norm norm, std::vector<LinearPart> parts, int out, bool accumulate)
+        : x_(x), norm_(norm), parts_(std::move(parts)), out_(out), accumulate_(accumulate) {}
+
+    void run(Step& step, const Pass& pass, int member) override {
+        ProductInput input(step, pass, member, step.buffer(x_), norm_, 0, pass.count);
+        int total = 0;
+        for (const auto& part : parts_) total += step.matrix(part.matrix).weight.row_blocks();
+        const int chunk = chunk_of(total, step.threads());
+        for (int begin = next.fetch_add(chunk); begin < total; begin = next.fetch_add(chunk)) {
+            const int end = std::min(begin + chunk, total);
+            int first = 0;  // of the part, in row blocks of all parts
+            for (const auto& part : parts_) {
+                const Matrix& m = step.matrix(part.matrix);
+                const int last = first + m.weight.row_blocks();
+                if (begin < last && end > first)
+                    multiply(step, input, part, m, std::max(begin, first) - first, std::min(end, last) - first, member);
+                first = last;
+            }
+        }
+    }
+
+  private:
+    void multiply(Step& step, ProductInput& input, const LinearPart& part, const Matrix& m, int begin, int end, int member) {
+        const float* y = step.scratch(member).product.get();
+        input.multiply(m, begin, end, step.scratch(member).product.get());
+        for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row) {
+            const float bias = part.bias ? part.bias[row] : 0.0f;
+            const int rb = row / kRowsPerBlock - begin;
+            for (int t = 0; t < input.count(); ++t) {
+                float value = y[(static_cast<size_t>(rb) * input.count() + t) * kRowsPerBlock + row % kRowsPerBlock];
+                if (part.bias) value += bias;
+                float& out = step.buffer(out_).row(t)[part.column + row];
+                out = accumulate_ ? out + value : value;
+            }
+        }
+    }
+
+    int x_;
+    Norm norm_;
+    std::vector<LinearPart> parts_;
+    int out_;
+    bool accumulate_;
+};
+
+class GatedLinear final : public Operator {
+  public:
+    GatedLinear(int x, Norm norm, int gate, int up, int out) : x_(x), norm_(norm), gate_(gate), up_(up), out_(out) {}
+
+    void run(Step& step, const Pass& pass, int member) override {
+        ProductInput input(step, pass, member, step.buffer(x_), norm_, 0, pass.count);
+        const Matrix &gate = step.matrix(gate_), &up = step.matrix(up_);
+        Scratch& scratch = step.scratch(member);
+        const int total = gate.weight.row_blocks(), chunk = chunk_of(total, step.threads());
+        for (int begin = next.fetch_add(chunk); begin < total; begin = next.fetch_add(chunk)) {
+            const int end = std::min(begin + chunk, total);
+            input.multiply(gate, begin, end, scratch.product.get());
+            input.multiply(up, begin, end, scratch.product2.get());
+            const int first = begin * kRowsPerBlock, rows = std::min(end * kRowsPerBlock, gate.weight.rows) - first;
+            for (int t = 0; t < pass.count; ++t) {
+                float* g = step.buffer(out_).row(t) + first;
+                float u[kChunk * kRowsPerBlock];
+                for (int i = 0; i < rows; ++i) {
+                    const size_t at = (static_cast<size_t>(i / kRowsPerBlock) * pass.count + t) * kRowsPerBlock;
+                    g[i] = scratch.product[at + i % kRowsPerBlock];
+                    u[i] = scratch.product2[at + i % kRowsPerBlock];
+                }
+                step.kernels().swiglu(g, u, rows);
+            }
+        }
+    }
+
+  private:
+    int x_;
+    Norm norm_;
+    int gate_, up_, out_;
+};
+
+class Rotary final : public Operator {
+  public:
+    Rotary(int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm, Norm k_norm)
+        : qkv_(qkv), layer_(layer), heads_(heads), kv_heads_(kv_heads), head_dim_(head_dim), q_norm_(q_norm), k_norm_(k_norm) {}
+
+    void run(Step& step, const Pass& pass, int) override {
+        for (int t = next++; t < pass.count; t = next++) {
+            float* head = step.buffer(qkv_).row(t);
+            for (int h = 0; h < heads_ + kv_heads_; ++h, head += head_dim_) {
+                const Norm& norm = h < heads_ ? q_norm_ : k_norm_;
+                if (norm.weight) step.kernels().rms_norm(head, norm.weight, head_dim_, head_dim_, norm.eps, head);
+                step.kernels().rotate(head, step.cosines(t), step.sines(t), head_dim_ / 2);
+            }
+            const float *keys = head - static_cast<size_t>(kv_heads_) * head_dim_, *values = head;
+            for (int h = 0; h < kv_heads_; ++h) {
+                const size_t at = step.cache().offset(layer_, h, pass.start + t);
+                step.kernels().to_cache(keys + h * head_dim_, head_dim_, step.cache().keys + at);
+                step.kernels().to_cache(values + h * head_dim_, head_dim_, step.cache().values + at);
+            }
+        }
+    }
+
+  private:
+    int qkv_, layer_, heads_, kv_heads_, head_dim_;
+    Norm q_norm_, k_norm_;
+};
+
+class Attention final : public Operator {
+  public:
+    Attention(int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window)
+        : qkv_(qkv), out_(out), layer_(layer), heads_(heads), group_(heads / kv_heads), head_dim_(head_dim), scale_(scale),
+          window_(window) {}
+
+    void run(Step& step, const Pass& pass, int member) override {
+        const Cache& cache = step.cache();
+        for (int i = next++; i < pass.count * heads_; i = next++) {
+            const int t = i / heads_, h = i % heads_, position = pass.start + t;
+            const size_t at = cache.offset(layer_, h / group_, 0);
+            const int first = window_ > 0 ? std::max(0, position - window_ + 1) : 0;
+            step.kernels().attend(step.buffer(qkv_).row(t) + h * head_dim_, cache.keys + at, cache.values + at, first, position,
+                                  head_dim_, scale_, step.scratch(member).attention.get(),
+                                  step.buffer(out_).row(t) + h * head_dim_);
+        }
+    }
+
+  private:
+    int qkv_, out_, layer_, heads_, group_, head_dim_;
+    float scale_;
+    int window_;
+};
+
+class Head final : public Operator {
+  public:
+    Head(int x, Norm norm, int matrix) : x_(x), norm_(norm), matrix_(matrix) {}
+
+    void run(Step& step, const Pass& pass, int member) override {
+        if (pass.logits == Logits::none) return;
+        const int first = pass.logits == Logits::last ? pass.count - 1 : 0, count = pass.count - first;
+        ProductInput input(step, pass, member, step.buffer(x_), norm_, first, count);
+        const Matrix& m = step.matrix(matrix_);
+        const int total = m.weight.row_blocks(), chunk = chunk_of(total, step.threads());
+        float* y = step.scratch(member).product.get();
+        for (int begin = next.fetch_add(chunk); begin < total; begin = next.fetch_add(chunk)) {
+            const int end = std::min(begin + chunk, total);
+            input.multiply(m, begin, end, y);
+            for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row)
+                for (int t = 0; t < count; ++t)
+                    step.logits_row(t)[row] =
+                        y[(static_cast<size_t>(row / kRowsPerBlock - begin) * count + t) * kRowsPerBlock + row % kRowsPerBlock];
+        }
+    }
+
+  private:
+    int x_;
+    Norm norm_;
+    int matrix_;
+};
+
+}  // namespace
+
+std::unique_ptr<Operator> make_embed(int matrix, int out) { return std::make_unique<Embed>(matrix, out); }
+
+std::unique_ptr<Operator> make_linear(int x, Norm norm, std::vector<LinearPart> parts, int out, bool accumulate) {
+    return std::make_unique<Linear>(x, norm, std::move(parts), out, accumulate);
+}
+
+std::unique_ptr<Operator> make_gated_linear(int x, Norm norm, int gate, int up, int out) {
+    return std::make_unique<GatedLinear>(x, norm, gate, up, out);
+}
+
+std::unique_ptr<Operator> make_rotary(int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm, Norm k_norm) {
+    return std::make_unique<Rotary>(qkv, layer, heads, kv_heads, head_dim, q_norm, k_norm);
+}
+
+std::unique_ptr<Operator> make_attention(int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale,
+                                         int window) {
+    return std::make_unique<Attention>(qkv, out, layer, heads, kv_heads, head_dim, scale, window);
+}
+
+std::unique_ptr<Operator> make_head(int x, Norm norm, int matrix) { return std::make_unique<Head>(x, norm, matrix); }
+
+}  // namespace speq

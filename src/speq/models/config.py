@@ -1,0 +1,164 @@
+"""What a model is made of, read from a Hugging Face ``config.json``.
+
+The supported families differ in few places (biases, per-head norms, sliding windows, defaults of missing entries); a
+:class:`Family` states them, and :func:`model_config` turns a file into the one :class:`ModelConfig` that the decoder
+knows. Anything that the decoder would compute wrongly is refused by name here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from speq.errors import SpeqError
+from speq.models.rope import RotaryFrequencies, rotary_frequencies
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one ``model_type`` departs from the common decoder.
+
+    Attributes:
+        qkv_bias, output_bias: biases of the attention projections; "option": as the file's ``attention_bias`` says.
+        qk_norm: an RMSNorm on each query and key head.
+        window: which layers a ``sliding_window`` applies to.
+        defaults: values of entries that files of this family may leave out.
+    """
+
+    qkv_bias: Literal["always", "option", "never"]
+    output_bias: Literal["option", "never"]
+    qk_norm: bool = False
+    window: Literal["never", "all", "by layer"] = "never"
+    defaults: Mapping[str, int] = field(default_factory=dict)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family("option", "option", defaults={"max_position_embeddings": 2048}),
+    "mistral": Family(
+        "never", "never", window="all", defaults={"max_position_embeddings": 131072, "num_key_value_heads": 8}
+    ),
+    "qwen2": Family("always", "never", window="by layer", defaults={"max_position_embeddings": 32768}),
+    "qwen3": Family(
+        "option", "option", True, window="by layer", defaults={"max_position_embeddings": 32768, "head_dim": 128}
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer. ``windows`` says of each layer how many last positions it sees, None for all."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    norm_eps: float
+    qkv_bias: bool
+    output_bias: bool
+    qk_norm: bool
+    tied_head: bool
+    windows: tuple[int | None, ...]
+    rotary: RotaryFrequencies
+
+    @property
+    def context_length(self) -> int:
+        """Positions the model is made for."""
+        return self.rotary.context_length
+
+
+def model_config(config: Mapping[str, Any]) -> ModelConfig:
+    """Read a parsed ``config.json``.
+
+    Raises:
+        SpeqError: an unsupported architecture or option, or a missing or senseless entry, by name.
+    """
+    model_type = config.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        named = model_type or next(iter(config.get("architectures") or []), "unnamed")
+        raise SpeqError(
+            f"config.json: architecture {named!r} is not supported; supported are "
+            f"{', '.join(FAMILIES)} (SmolLM2 is a llama, Qwen2.5 a qwen2)"
+        )
+    _refuse_unsupported(config)
+
+    entries = {**family.defaults, **{key: value for key, value in config.items() if value is not None}}
+    heads = _count(entries, "num_attention_heads")
+    kv_heads = _count(entries, "num_key_value_heads", heads)
+    hidden_size = _count(entries, "hidden_size")
+    head_dim = _count(entries, "head_dim", hidden_size // heads)
+    if heads % kv_heads:
+        raise SpeqError(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
+    if head_dim % 2:
+        raise SpeqError(f"config.json: head_dim {head_dim} is odd, rotary embedding needs pairs")
+    layers = _count(entries, "num_hidden_layers")
+    attention_bias = bool(config.get("attention_bias", False))
+    return ModelConfig(
+        model_type=str(model_type),
+        vocab_size=_count(entries, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=_count(entries, "intermediate_size"),
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        norm_eps=_small_number(entries, "rms_norm_eps", 1e-6),
+        qkv_bias=family.qkv_bias == "always" or (family.qkv_bias == "option" and attention_bias),
+        output_bias=family.output_bias == "option" and attention_bias,
+        qk_norm=family.qk_norm,
+        tied_head=bool(config.get("tie_word_embeddings", False)),
+        windows=_windows(entries, family, layers),
+        rotary=rotary_frequencies(config, head_dim, _count(entries, "max_position_embeddings")),
+    )
+
+
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise SpeqError(f"config.json: hidden_act {activation!r} is not supported; supported is 'silu'")
+    if config.get("mlp_bias"):
+        raise SpeqError("config.json: mlp_bias is not supported")
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unnamed")
+        raise SpeqError(f"config.json: quantization_config ({method}) is not supported; use the 16-bit checkpoint")
+
+
+def _windows(entries: Mapping[str, Any], family: Family, layers: int) -> tuple[int | None, ...]:
+    if family.window == "never" or entries.get("sliding_window") is None:
+        return (None,) * layers
+    if family.window == "all":
+        return (_count(entries, "sliding_window"),) * layers
+    if not entries.get("use_sliding_window", False):
+        return (None,) * layers
+    window = _count(entries, "sliding_window")
+    first = entries.get("max_window_layers", 28)
+    kinds = entries.get("layer_types") or [
+        "full_attention" if layer < first else "sliding_attention" for layer in range(layers)
+    ]
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise SpeqError(f"config.json: layer type {unknown[0]!r} is not supported")
+    if len(kinds) != layers:
+        raise SpeqError(f"config.json: layer_types has {len(kinds)} entries for {layers} layers")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _count(entries: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = entries.get(key, default)
+    if value is None:
+        raise SpeqError(f"config.json: {key!r} is missing")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SpeqError(f"config.json: {key!r} is {value!r}, must be a positive whole number")
+    return value
+
+
+def _small_number(entries: Mapping[str, Any], key: str, default: float) -> float:
+    value = entries.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise SpeqError(f"config.json: {key!r} is {value!r}, must be a number from 0 to 1")
+    return float(value)

@@ -1,0 +1,111 @@
+"""The decoder-only transformer, described once: a :class:`ModelConfig` becomes the operator list of one decoding step.
+
+Per layer six operators over four buffers: project to q, k and v, rotate and cache, attend, project back onto the
+residual stream, gate, project back. Weights go by their Hugging Face names.
+"""
+
+from __future__ import annotations
+
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Rotary, StepProgram
+from speq.models.config import ModelConfig
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
+
+
+def build_program(config: ModelConfig) -> StepProgram:
+    """The operators of one decoding step, in order.
+
+    Buffers: ``hidden`` the residual stream, ``qkv`` queries, keys and values side by side, ``attention`` the heads'
+        outputs, ``gated`` the inner activations of the feed-forward part.
+    """
+    ops: list[Op] = [Embed(EMBEDDING, "hidden")]
+    for layer in range(config.layers):
+        ops += _layer(config, layer)
+    ops.append(Head("hidden", EMBEDDING if config.tied_head else HEAD, Norm(FINAL_NORM, config.norm_eps)))
+    return StepProgram(
+        ops=tuple(ops),
+        buffers={
+            "hidden": config.hidden_size,
+            "qkv": (config.heads + 2 * config.kv_heads) * config.head_dim,
+            "attention": config.heads * config.head_dim,
+            "gated": config.intermediate_size,
+        },
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        inv_freq=config.rotary.inv_freq,
+        rotary_scale=config.rotary.scale,
+    )
+
+
+def _layer(config: ModelConfig, layer: int) -> list[Op]:
+    prefix = f"model.layers.{layer}."
+    attention = prefix + "self_attn."
+
+    def norm(name: str) -> Norm:
+        return Norm(prefix + name + ".weight", config.norm_eps)
+
+    heads = (config.heads, config.kv_heads, config.head_dim)
+    return [
+        Linear(
+            "hidden",
+            tuple(f"{attention}{part}_proj.weight" for part in "qkv"),
+            "qkv",
+            norm=norm("input_layernorm"),
+            biases=tuple(f"{attention}{part}_proj.bias" for part in "qkv") if config.qkv_bias else (),
+        ),
+        Rotary(
+            "qkv",
+            layer,
+            *heads,
+            q_norm=norm("self_attn.q_norm") if config.qk_norm else None,
+            k_norm=norm("self_attn.k_norm") if config.qk_norm else None,
+        ),
+        Attention("qkv", "attention", layer, *heads, scale=config.head_dim**-0.5, window=config.windows[layer]),
+        Linear(
+            "attention",
+            (attention + "o_proj.weight",),
+            "hidden",
+            biases=(attention + "o_proj.bias",) if config.output_bias else (),
+            accumulate=True,
+        ),
+        GatedLinear(
+            "hidden",
+            prefix + "mlp.gate_proj.weight",
+            prefix + "mlp.up_proj.weight",
+            "gated",
+            norm=norm("post_attention_layernorm"),
+        ),
+        Linear("gated", (prefix + "mlp.down_proj.weight",), "hidden", accumulate=True),
+    ]
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that :func:`build_program` names and its shape: ``(rows, columns)``, or ``(width,)`` of a vector."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden), FINAL_NORM: (hidden,)}
+    if not config.tied_head:
+        shapes[HEAD] = (config.vocab_size, hidden)
+    for layer in range(config.layers):
+        prefix = f"model.layers.{layer}."
+        shapes[prefix + "input_layernorm.weight"] = (hidden,)
+        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
+        attention = prefix + "self_attn."
+        for part, width in (("q", queries), ("k", keys), ("v", keys)):
+            shapes[f"{attention}{part}_proj.weight"] = (width, hidden)
+            if config.qkv_bias:
+                shapes[f"{attention}{part}_proj.bias"] = (width,)
+        shapes[attention + "o_proj.weight"] = (hidden, queries)
+        if config.output_bias:
+            shapes[attention + "o_proj.bias"] = (hidden,)
+        if config.qk_norm:
+            shapes[attention + "q_norm.weight"] = (config.head_dim,)
+            shapes[attention + "k_norm.weight"] = (config.head_dim,)
+        shapes[prefix + "mlp.gate_proj.weight"] = (inner, hidden)
+        shapes[prefix + "mlp.up_proj.weight"] = (inner, hidden)
+        shapes[prefix + "mlp.down_proj.weight"] = (hidden, inner)
+    return shapes

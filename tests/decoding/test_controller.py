@@ -1,0 +1,120 @@
+"""The controller on a virtual clock: near the best fixed length, never much slower than plain decoding, adaptive."""
+
+from __future__ import annotations
+
+import pytest
+
+from speq.decoding import Controller, NoDrafter, Sampling, SelfDrafter, Statistics, generate_tokens
+from speq.decoding.acceptance import Acceptance
+from speq.decoding.costs import Costs
+
+STEPPED = (1.0, 1.02, 1.04, 1.06, 1.08, 1.1, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1, 2.2, 2.3, 2.4)
+FLAT = (1.0,)
+STEEP = tuple(1.0 + 0.6 * n for n in range(16))
+
+
+GREEDY = Sampling()
+
+
+def seconds(engine, controller, count=600, sampling=GREEDY, draft=True):
+    """Virtual decoding time of ``count`` tokens."""
+    drafter = SelfDrafter(engine, sampling) if draft else NoDrafter()
+    stats = Statistics()
+    for _ in generate_tokens(
+        engine,
+        [1, 2, 3],
+        sampling=sampling,
+        drafter=drafter,
+        controller=controller,
+        stats=stats,
+        max_new_tokens=count,
+        clock=engine.clock,
+    ):
+        pass
+    return stats.decode_seconds
+
+
+@pytest.mark.parametrize("verify_cost", [FLAT, STEPPED, STEEP], ids=["flat", "stepped", "steep"])
+@pytest.mark.parametrize("noise", [0.05, 0.6])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, seed=1)], ids=["greedy", "sampled"])
+def test_automatic_length_is_near_the_best_fixed_choice(mock_engine, verify_cost, noise, sampling):
+    def time_of(controller, **options):
+        engine = mock_engine(context_length=2000, noise=noise, verify_cost=verify_cost, draft_cost=0.27)
+        return seconds(engine, controller, 1500, sampling, **options)
+
+    best = min(time_of(Controller(length)) for length in (1, 2, 5, 15))
+    plain = time_of(Controller(), draft=False)
+    assert time_of(Controller(may_pause=True)) < 1.03 * min(best, plain)
+
+
+def test_confidence_beats_every_fixed_length(mock_engine):
+    """Some positions are certain and some are open, so stopping by confidence must gain."""
+
+    def time_of(controller):
+        return seconds(mock_engine(context_length=2000, noise=0.6, draft_cost=0.27), controller, 1500)
+
+    assert time_of(Controller()) < 0.97 * min(time_of(Controller(length)) for length in range(1, 8))
+
+
+@pytest.mark.parametrize("length", [None, 1, 7])
+@pytest.mark.parametrize("noise", [3.0, 100.0])
+def test_a_useless_draft_costs_next_to_nothing(mock_engine, length, noise):
+    def engine():
+        return mock_engine(noise=noise, draft_cost=0.5, verify_cost=STEPPED)
+
+    plain = seconds(engine(), Controller(), draft=False)
+    assert seconds(engine(), Controller(length, may_pause=True)) < 1.04 * plain
+
+
+def test_drafting_resumes_when_it_pays_again(mock_engine):
+    controller = Controller(may_pause=True)
+    seconds(mock_engine(noise=100.0), controller, 300)
+    good = mock_engine(context_length=2000, noise=0.05, draft_cost=0.27)
+    assert seconds(good, controller, 1500) < 0.6 * 1500
+
+
+def test_a_slow_first_step_does_not_mislead(mock_engine):
+    """Cold caches make the first plain step ten times as slow; a steep verify cost must still stop the drafting."""
+
+    class Cold(mock_engine):
+        def forward(self, tokens, **options):
+            if len(self.passes) == 1:
+                self.now += 10
+            return super().forward(tokens, **options)
+
+    plain = seconds(mock_engine(), Controller(), draft=False)
+    assert seconds(Cold(noise=100.0, draft_cost=0.5), Controller(may_pause=True)) < 10 + 1.05 * plain
+
+
+def test_fixed_length_is_kept():
+    controller = Controller(5)
+    assert controller.plan(100) == 5
+    assert controller.plan(3) == 3
+    assert controller.more([0.0001])
+
+
+def test_costs_follow_measurements():
+    costs = Costs()
+    assert costs.draft == pytest.approx(0.3 * costs.verify(1))
+    costs.observe(0, 0.0, 2.0)
+    assert costs.verify(1) == 2.0
+    assert costs.verify(11) == pytest.approx(2.6)
+    assert costs.draft == pytest.approx(0.6)
+    costs.observe(4, 2.0, 1.8)
+    assert costs.draft == 0.5
+    assert costs.verify(5) == 1.8
+    assert costs.verify(1) == costs.verify(3) == 1.8
+    for _ in range(60):
+        costs.observe(4, 4.0, 4.0)
+    assert costs.draft == pytest.approx(1.0, rel=0.02)
+    assert costs.verify(5) == pytest.approx(4.0, rel=0.02)
+
+
+def test_acceptance_is_learnt_per_confidence():
+    acceptance = Acceptance()
+    assert acceptance.probability(0.1) < acceptance.probability(0.6) < acceptance.probability(0.999)
+    for _ in range(300):
+        acceptance.observe([0.999, 0.6, 0.1], 1)
+    assert acceptance.probability(0.999) > 0.97
+    assert acceptance.probability(0.6) < 0.05
+    assert acceptance.probability(0.1) == Acceptance().probability(0.1)  # never reached, so nothing learnt

@@ -1,0 +1,87 @@
+"""The native matrix products: exact weights, one order of summation for every path and token count, and a true draft."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from speq import _native
+from speq.bits import Spec, SplitTensor, draft_values, encode, from_float32, to_float32
+from speq.kernels.native import available_isas, matrix
+
+FORMATS = list(itertools.product(["nested", "e3m0"], ["bf16", "fp16"], [32, 64, 128]))
+ROWS, COLUMNS, TOKENS = 37, 331, 20
+
+
+def awkward_weights(rng: np.random.Generator) -> NDArray[np.float32]:
+    """Gaussian rows with zeros, tiny columns, a loud row and outliers, so that every format has escapes or extremes."""
+    w = (rng.standard_normal((ROWS, COLUMNS)) * 0.03).astype(np.float32)
+    w[3, 5] = 0.0
+    w[:, 7] *= 1e-3
+    w[2, 100:180] = 0.0
+    w[5] *= 8
+    w[11, 40] = -7.5
+    return w
+
+
+@pytest.fixture(params=FORMATS, ids=lambda f: "-".join(map(str, f)))
+def case(request: pytest.FixtureRequest) -> tuple[SplitTensor, NDArray[np.float32], NDArray[np.float32]]:
+    format_, dtype, group_size = request.param
+    rng = np.random.default_rng(7)
+    bits = from_float32(awkward_weights(rng), dtype)
+    x = rng.standard_normal((TOKENS, COLUMNS)).astype(np.float32)
+    return encode(bits, Spec.default(format_, dtype, group_size)), to_float32(bits, dtype), x
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_rows_decode_to_the_exact_weights(case, isa: str) -> None:
+    tensor, weights, _ = case
+    np.testing.assert_array_equal(_native.decode_rows(isa, matrix(tensor)), weights)
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_exact_product_is_batch_invariant(case, isa: str) -> None:
+    tensor, _, x = case
+    alone = np.concatenate([_native.multiply(isa, matrix(tensor), x[t : t + 1], False) for t in range(TOKENS)])
+    for tokens in range(2, TOKENS + 1):
+        together = _native.multiply(isa, matrix(tensor), x[:tokens], False)
+        np.testing.assert_array_equal(together.view(np.uint32), alone[:tokens].view(np.uint32))
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_every_instruction_set_gives_the_same_bits(case, draft: bool) -> None:
+    tensor, _, x = case
+    portable = _native.multiply("portable", matrix(tensor), x, draft)
+    for isa in available_isas():
+        np.testing.assert_array_equal(
+            _native.multiply(isa, matrix(tensor), x, draft).view(np.uint32), portable.view(np.uint32)
+        )
+
+
+def test_exact_product_matches_float64(case) -> None:
+    tensor, weights, x = case
+    truth = x.astype(np.float64) @ weights.astype(np.float64).T
+    # float32 accumulation of 331 products: an error of a few ulps of the sum of magnitudes
+    bound = 331**0.5 * 2.0**-24 * (np.abs(x.astype(np.float64)) @ np.abs(weights.astype(np.float64)).T) + 1e-7
+    assert (np.abs(_native.multiply("", matrix(tensor), x, False) - truth) < bound).all()
+
+
+def test_draft_product_differs_only_by_the_activations_rounding(case) -> None:
+    tensor, _, x = case
+    truth = x.astype(np.float64) @ draft_values(tensor).astype(np.float64).T
+    error = np.linalg.norm(_native.multiply("", matrix(tensor), x, True) - truth) / np.linalg.norm(truth)
+    # int8 in -63..63 with one scale per 64 Gaussian values: a step of about 2.6 sigma / 63
+    assert error < 0.02
+
+
+def test_not_a_number_and_infinity_reach_the_result() -> None:
+    weights = np.full((4, 64), 0.5, dtype=np.float32)
+    weights[1, 3], weights[2, 60] = np.nan, np.inf
+    tensor = encode(from_float32(weights, "bf16"), Spec.default("nested", "bf16", 64))
+    y = _native.multiply("", matrix(tensor), np.ones((1, 64), dtype=np.float32), False)[0]
+    assert np.isfinite(y[[0, 3]]).all()
+    assert np.isnan(y[1])
+    assert np.isinf(y[2])

@@ -1,0 +1,197 @@
+"""The native step against the reference step, and its promise that no bit depends on how the work is divided."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from speq.bits import Spec, encode, from_float32
+from speq.errors import SpeqError
+from speq.kernels.native import NativeStep, available_isas
+from speq.kernels.reference import ReferenceStep
+from speq.models.cache import KVCache
+from speq.models.config import model_config
+from speq.models.decoder import build_program, weight_shapes
+
+SIZES = {
+    "vocab_size": 131,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+MODELS = {
+    "llama": {"model_type": "llama"},
+    "llama odd widths": {
+        "model_type": "llama",
+        "hidden_size": 60,
+        "intermediate_size": 101,
+        "head_dim": 24,
+        "attention_bias": True,
+    },
+    "mistral window": {"model_type": "mistral", "sliding_window": 7, "head_dim": 40, "num_key_value_heads": 1},
+    "qwen2 tied yarn": {"model_type": "qwen2", "tie_word_embeddings": True, "rope_scaling": YARN},
+    "qwen3": {"model_type": "qwen3", "head_dim": 16, "num_attention_heads": 8},
+}
+SPECS = [
+    ("nested", "bf16", 64),
+    ("nested", "fp16", 32),
+    ("nested", "bf16", 128),
+    ("e3m0", "fp16", 64),
+    ("e3m0", "bf16", 32),
+]
+ISAS = available_isas()
+IDS = np.random.default_rng(5).integers(0, 131, 40).astype(np.int32)
+
+
+def model(name, spec=SPECS[0]):
+    """Program and random weights."""
+    config = model_config({**SIZES, **MODELS[name]})
+    rng = np.random.default_rng(0)
+    weights = {}
+    for key, shape in weight_shapes(config).items():
+        if len(shape) == 1:
+            weights[key] = (rng.standard_normal(shape) * 0.2 + ("bias" not in key)).astype(np.float32)
+        else:
+            values = rng.standard_normal(shape) / shape[1] ** 0.5
+            weights[key] = encode(from_float32(values.astype(np.float32), spec[1]), Spec.default(*spec), threads=1)
+    return build_program(config), weights
+
+
+def steps(program, weights, **options):
+    """A new step of each backend with a cache of its own."""
+    native, reference = (new_cache(program) for _ in range(2))
+    return NativeStep(program, weights, native, 64, **options), ReferenceStep(program, weights, reference, 64)
+
+
+def new_cache(program):
+    return KVCache(program.layers, program.kv_heads, 64, program.head_dim)
+
+
+def native_step(program, weights, **options):
+    return NativeStep(program, weights, new_cache(program), 64, **{"threads": 2, **options})
+
+
+def in_passes(step, sizes, **options):
+    rows, start = [], 0
+    for size in sizes:
+        rows.append(step.run(IDS[start : start + size], start, logits="all", **options).copy())
+        start += size
+    assert start == len(IDS)
+    return np.concatenate(rows)
+
+
+def error(actual, expected):
+    """Root mean square difference, relative to the root mean square."""
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", MODELS)
+def test_exact_logits_equal_the_reference(name, isa):
+    native, reference = steps(*model(name), isa=isa, threads=2)
+    assert error(native.run(IDS, 0, logits="all"), reference.run(IDS, 0, logits="all")) < 2e-4
+    assert error(native.run(IDS[:3], 40), reference.run(IDS[:3], 40)) < 2e-4
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: "-".join(map(str, spec)))
+def test_every_format(spec, isa):
+    native, reference = steps(*model("llama", spec), isa=isa, threads=2)
+    assert error(native.run(IDS, 0, logits="all"), reference.run(IDS, 0, logits="all")) < 2e-4
+    token = IDS[:1]
+    assert error(native.run(token, 40, draft=True), reference.run(token, 40, draft=True)) < 0.1
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", MODELS)
+def test_draft_logits_are_close_to_the_reference(name, isa):
+    """Not equal: the native draft rounds activations to 8 bits."""
+    native, reference = steps(*model(name), isa=isa, threads=2)
+    native.run(IDS[:8], 0, logits="none")
+    reference.run(IDS[:8], 0, logits="none")
+    for position in range(8, 12):
+        token = IDS[position : position + 1]
+        drafted = native.run(token, position, draft=True).copy()
+        assert error(drafted, reference.run(token, position, draft=True)) < 0.1
+
+
+def test_the_native_cache_holds_what_the_reference_cache_holds():
+    program, weights = model("qwen3")
+    caches = [new_cache(program) for _ in range(2)]
+    NativeStep(program, weights, caches[0], 64, threads=2).run(IDS, 0)
+    ReferenceStep(program, weights, caches[1], 64).run(IDS, 0)
+    for native, reference in ((caches[0].keys, caches[1].keys), (caches[0].values, caches[1].values)):
+        np.testing.assert_allclose(native.astype(np.float32), reference.astype(np.float32), rtol=4e-3, atol=4e-3)
+        assert not native[:, :, 40:].any()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("draft", [False, True])
+def test_the_number_of_tokens_in_a_pass_changes_no_bit(name, isa, draft):
+    program, weights = model(name)
+    whole = in_passes(native_step(program, weights, isa=isa), [40], draft=draft)
+    for sizes in ([1] * 40, [2, 3, 4, 5, 6, 7, 8, 5], [16, 9, 15], [39, 1], [24, 16]):
+        assert np.array_equal(in_passes(native_step(program, weights, isa=isa), sizes, draft=draft), whole), sizes
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("draft", [False, True])
+def test_threads_and_instruction_sets_change_no_bit(name, draft):
+    program, weights = model(name)
+    results = [
+        in_passes(native_step(program, weights, isa=isa, threads=threads), [1, 5, 34], draft=draft)
+        for isa in ISAS
+        for threads in (1, 2, 3)
+    ]
+    for other in results[1:]:
+        assert np.array_equal(other, results[0])
+
+
+def test_drafts_leave_no_trace_once_verified():
+    program, weights = model("llama")
+    step = native_step(program, weights)
+    step.run(IDS[:20], 0)
+    plain = step.run(IDS[20:26], 20, logits="all").copy()
+    for position in range(20, 26):
+        step.run(IDS[position : position + 1], position, draft=True)
+    assert np.array_equal(step.run(IDS[20:26], 20, logits="all"), plain)
+
+
+def test_which_logits():
+    program, weights = model("llama")
+    step = native_step(program, weights)
+    every = step.run(IDS, 0, logits="all").copy()
+    assert every.shape == (40, 131)
+    assert np.array_equal(step.run(IDS, 0), every[-1:])
+    assert step.run(IDS, 0, logits="none").shape == (0, 131)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_numbers_that_are_not_finite_come_through(isa):
+    program, weights = model("llama")
+    weights["model.norm.weight"] = weights["model.norm.weight"].copy()
+    weights["model.norm.weight"][3] = np.nan
+    assert not np.isfinite(native_step(program, weights, isa=isa).run(IDS[:2], 0)).any()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "start"), [([], 0), ([1] * 65, 0), ([1], 64), ([1, 2], 63), ([1], -1), ([131], 0), ([-1], 0)]
+)
+def test_misuse(tokens, start):
+    program, weights = model("llama")
+    step = native_step(program, weights)
+    with pytest.raises(ValueError, match=r"."):
+        step.run(np.array(tokens, dtype=np.int32), start)
+
+
+def test_options_that_cannot_be_met():
+    program, weights = model("llama")
+    with pytest.raises(SpeqError, match=r"no kernels for 'abacus'.*portable"):
+        native_step(program, weights, isa="abacus")
+    with pytest.raises(SpeqError, match="at least 1"):
+        native_step(program, weights, threads=0)

@@ -1,0 +1,168 @@
+"""The reference operators against torch, and the reference step's own promises."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from speq.kernels import functional as F
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Rotary, StepProgram
+from speq.kernels.reference import ReferenceStep
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(11)
+
+
+def floats(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, np.asarray(expected), rtol=2e-5, atol=2e-5)
+
+
+def test_rms_norm(rng):
+    x, weight = floats(rng, 5, 48), floats(rng, 48)
+    close(F.rms_norm(x, weight, 1e-5), torch.nn.functional.rms_norm(torch.tensor(x), (48,), torch.tensor(weight), 1e-5))
+
+
+def test_linear(rng):
+    x, weight = floats(rng, 5, 48), floats(rng, 33, 48)
+    close(F.linear(x, weight), torch.nn.functional.linear(torch.tensor(x), torch.tensor(weight)))
+
+
+def test_silu(rng):
+    x = np.concatenate([floats(rng, 100), np.array([-1000, 1000, 0], dtype=np.float32)])
+    close(F.silu(x), torch.nn.functional.silu(torch.tensor(x)))
+
+
+def test_rotate_is_a_complex_rotation(rng):
+    x, frequencies = floats(rng, 5, 3, 8), floats(rng, 4)
+    turns = np.exp(1j * np.outer(np.arange(100, 105), frequencies.astype(np.float64)))[:, None, :]
+    turned = (x[..., :4] + 1j * x[..., 4:]) * turns * 1.5
+    close(F.rotate(x, 100, frequencies, 1.5), np.concatenate([turned.real, turned.imag], axis=-1))
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+@pytest.mark.parametrize("start", [0, 9])
+def test_attention(rng, window, start):
+    positions = start + 6
+    q = floats(rng, 6, 4, 8)
+    keys, values = (floats(rng, 2, positions, 8).astype(np.float16) for _ in range(2))
+    query, key = np.arange(start, positions)[:, None], np.arange(positions)
+    mask = (key <= query) & (True if window is None else key > query - window)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        torch.tensor(q).transpose(0, 1),
+        torch.tensor(keys).float().repeat_interleave(2, dim=0),
+        torch.tensor(values).float().repeat_interleave(2, dim=0),
+        attn_mask=torch.tensor(mask),
+        scale=0.3,
+    ).transpose(0, 1)
+    close(F.attention(q, keys, values, start, 0.3, window), expected)
+
+
+def test_no_operator_depends_on_the_number_of_tokens(rng):
+    x, weight, norm = floats(rng, 16, 100), floats(rng, 300, 100), floats(rng, 100)
+    q, keys, values = floats(rng, 16, 4, 32), floats(rng, 2, 40, 32), floats(rng, 2, 40, 32)
+    frequencies = floats(rng, 16)
+    for token in range(16):
+        one = slice(token, token + 1)
+        assert np.array_equal(F.linear(x, weight)[one], F.linear(x[one], weight))
+        assert np.array_equal(F.rms_norm(x, norm, 1e-6)[one], F.rms_norm(x[one], norm, 1e-6))
+        assert np.array_equal(F.silu(x)[one], F.silu(x[one]))
+        assert np.array_equal(F.rotate(q, 5, frequencies)[one], F.rotate(q[one], 5 + token, frequencies))
+        whole = F.attention(q, keys.astype(np.float16), values.astype(np.float16), 20, 0.2)
+        alone = F.attention(q[one], keys.astype(np.float16), values.astype(np.float16), 20 + token, 0.2)
+        assert np.array_equal(whole[one], alone)
+
+
+def one_layer(rng):
+    """A program that uses every operator and option, its dense weights and a cache."""
+    weights = {
+        "table": floats(rng, 10, 8),
+        "q": floats(rng, 8, 8),
+        "k": floats(rng, 4, 8),
+        "v": floats(rng, 4, 8),
+        "v bias": floats(rng, 4),
+        "o": floats(rng, 8, 8),
+        "gate": floats(rng, 6, 8),
+        "up": floats(rng, 6, 8),
+        "down": floats(rng, 8, 6),
+        "wide": floats(rng, 8),
+        "narrow": floats(rng, 4),
+        "head": floats(rng, 10, 8),
+    }
+    norm, head_norm = Norm("wide", 1e-5), Norm("narrow", 1e-5)
+    program = StepProgram(
+        ops=(
+            Embed("table", "hidden"),
+            Linear("hidden", ("q", "k", "v"), "qkv", norm=norm, biases=(None, None, "v bias")),
+            Rotary("qkv", 0, 2, 1, 4, q_norm=head_norm, k_norm=head_norm),
+            Attention("qkv", "attention", 0, 2, 1, 4, scale=0.5),
+            Linear("attention", ("o",), "hidden", accumulate=True),
+            GatedLinear("hidden", "gate", "up", "gated", norm=norm),
+            Linear("gated", ("down",), "hidden"),
+            Head("hidden", "head", norm),
+        ),
+        buffers={"hidden": 8, "qkv": 16, "attention": 8, "gated": 6},
+        layers=1,
+        kv_heads=1,
+        head_dim=4,
+        vocab_size=10,
+        inv_freq=(1.0, 0.25),
+    )
+    cache = SimpleNamespace(
+        keys=np.zeros((1, 1, 20, 4), np.float16), values=np.zeros((1, 1, 20, 4), np.float16), capacity=20
+    )
+    return program, weights, cache
+
+
+def test_a_step_is_its_operators_in_order(rng):
+    program, w, cache = one_layer(rng)
+    tokens = np.array([3, 1, 4, 1], dtype=np.int32)
+    logits = ReferenceStep(program, w, cache, 8).run(tokens, 0, logits="all")
+
+    hidden = w["table"][tokens]
+    x = F.rms_norm(hidden, w["wide"], 1e-5)
+    frequencies = np.array(program.inv_freq, np.float32)
+    q = F.rotate(F.rms_norm((x @ w["q"].T).reshape(4, 2, 4), w["narrow"], 1e-5), 0, frequencies)
+    k = F.rotate(F.rms_norm((x @ w["k"].T).reshape(4, 1, 4), w["narrow"], 1e-5), 0, frequencies)
+    v = (x @ w["v"].T + w["v bias"]).reshape(4, 1, 4)
+    keys, values = (a.transpose(1, 0, 2).astype(np.float16) for a in (k, v))
+    np.testing.assert_allclose(cache.keys[0, :, :4], keys, rtol=2e-3)
+    np.testing.assert_allclose(cache.values[0, :, :4], values, rtol=2e-3)
+    hidden = hidden + F.attention(q, keys, values, 0, 0.5).reshape(4, 8) @ w["o"].T
+    x = F.rms_norm(hidden, w["wide"], 1e-5)
+    hidden = (F.silu(x @ w["gate"].T) * (x @ w["up"].T)) @ w["down"].T
+    expected = F.rms_norm(hidden, w["wide"], 1e-5) @ w["head"].T
+    np.testing.assert_allclose(logits, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_values_beyond_float16_become_infinite_without_a_warning(rng):
+    program, weights, cache = one_layer(rng)
+    weights["v bias"] = np.full(4, 1e6, np.float32)
+    with np.errstate(all="raise", invalid="ignore"):
+        ReferenceStep(program, weights, cache, 8).run(np.array([3], dtype=np.int32), 0)
+    assert np.isinf(cache.values[0, 0, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "start", "message"),
+    [
+        ([], 0, "0 tokens"),
+        ([1] * 9, 0, "9 tokens"),
+        ([1], 20, "cache of 20"),
+        ([1], -1, "cache of 20"),
+        ([10], 0, "vocabulary of 10"),
+        ([-1], 0, "vocabulary of 10"),
+    ],
+)
+def test_misuse(rng, tokens, start, message):
+    program, weights, cache = one_layer(rng)
+    with pytest.raises(ValueError, match=message):
+        ReferenceStep(program, weights, cache, 8).run(np.array(tokens, dtype=np.int32), start)
