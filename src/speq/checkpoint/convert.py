@@ -118,6 +118,7 @@ def convert(
             (partial / name).write_bytes(content)
         manifest = _manifest(source, options, job, writer, notes)
         (partial / MANIFEST).write_bytes(_to_json(manifest))
+        writer.forget()
         (partial / ".lock").unlink()
         if dst.exists():
             dst.rmdir()
