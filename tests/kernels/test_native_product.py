@@ -56,7 +56,9 @@ def test_every_instruction_set_gives_the_same_bits(case, draft: bool) -> None:
     tensor, _, x = case
     portable = _native.multiply("portable", matrix(tensor), x, draft)
     for isa in available_isas():
-        np.testing.assert_array_equal(_native.multiply(isa, matrix(tensor), x, draft).view(np.uint32), portable.view(np.uint32))
+        np.testing.assert_array_equal(
+            _native.multiply(isa, matrix(tensor), x, draft).view(np.uint32), portable.view(np.uint32)
+        )
 
 
 def test_exact_product_matches_float64(case) -> None:

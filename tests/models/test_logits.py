@@ -70,7 +70,7 @@ def test_logits_equal_transformers(tiny_model, name, dtype):
     step = ReferenceStep(program, tiny.weights, cache, len(IDS))
     logits = step.run(np.array(IDS, dtype=np.int32), 0, logits="all")
     expected = tiny.logits(IDS)
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -78,7 +78,7 @@ def test_the_float16_cache_costs_little(tiny_model, name):
     tiny = tiny_model(**CONFIGS[name])
     engine = Engine((tiny.config, tiny.weights), backend="reference")
     expected = tiny.logits(IDS)
-    np.testing.assert_allclose(engine.forward(IDS, logits="all"), expected, rtol=0, atol=5e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(engine.forward(IDS, logits="all"), expected, rtol=0, atol=1e-2 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -77,7 +77,7 @@ def test_draft_logits_equal_transformers_with_draft_weights(tiny):
     finally:
         for name, parameter in tiny.model.named_parameters():
             parameter.data = exact[name]
-    np.testing.assert_allclose(drafted, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(drafted, expected, rtol=0, atol=1e-2 * np.abs(expected).max())
 
 
 def test_long_inputs_go_in_chunks(tiny):

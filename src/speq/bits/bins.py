@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from speq.bits.floats import INFINITY_BITS, MANTISSA_BITS, to_float32, truncate
 from speq.bits.spec import Dtype, Spec
 
-OUTLIER_SHARE = 4096
+OUTLIER_SHARE = 1 << 14
 """At most one weight in so many may lie above the finest exponents of ``e3m0``."""
 
 
 def nested_bins(spec: Spec, scales: NDArray[np.uint16]) -> NDArray[np.int32]:
     """``T`` of groups with these scales (BF16 bits, any shape): int32 [..., 8]."""
-    edges = np.array(spec.edges, np.float32) * to_float32(scales, "bf16")[..., None]
+    with np.errstate(over="ignore"):
+        edges = np.array(spec.edges, np.float32) * to_float32(scales, "bf16")[..., None]
     return np.maximum(truncate(edges, spec.dtype) - np.array(spec.drops, np.int32), 0)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from speq import _native
 from speq.bits.bins import exponent_table
-from speq.bits.scales import CANDIDATES, column_importance
+from speq.bits.scales import candidates, column_importance
 from speq.bits.spec import Spec
 from speq.bits.tensor import MAX_COLUMNS, SplitTensor, grid, plane_layout
 from speq.errors import SpeqError
@@ -55,7 +55,7 @@ def encode(
         planes["table"],
         patterns,
         importance,
-        CANDIDATES,
+        candidates(spec),
         planes["codes"],
         planes["residual"],
         planes["scales"],

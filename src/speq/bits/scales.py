@@ -15,8 +15,8 @@ from speq.bits.bins import assign, nested_bins
 from speq.bits.floats import INFINITY_BITS, from_float32, to_float32
 from speq.bits.spec import Spec
 
-CANDIDATES = np.array([i / 64 for i in range(44, 76, 2)], np.float32)
-"""Scales tried for ``nested``, as multiples of the group's largest finite magnitude."""
+TOP_LEVELS = tuple(i / 128 for i in range(100, 142, 3))
+"""Values tried for the highest level of a group, as multiples of its largest finite magnitude."""
 
 SMALLEST = np.float32(2.0**-100)
 """Groups with no magnitude of at least this have scale 0; other scales are at least this."""
@@ -25,6 +25,12 @@ LARGEST = np.array([0x7F7F0000], np.uint32).view(np.float32)[0]
 """The largest finite BF16 number."""
 
 LANES = 16
+
+
+def candidates(spec: Spec) -> NDArray[np.float32]:
+    """Scales tried for ``nested``, as multiples of the group's largest finite magnitude."""
+    top = max(max(abs(level) for level in spec.levels), 1)
+    return np.array([64 * multiple / top for multiple in TOP_LEVELS], np.float32)
 
 
 def column_importance(weights: NDArray[np.float32] | None, columns: int) -> NDArray[np.float32]:
@@ -37,7 +43,7 @@ def column_importance(weights: NDArray[np.float32] | None, columns: int) -> NDAr
 
 
 def nested_scales(groups: NDArray[np.uint16], importance: NDArray[np.float32], spec: Spec) -> NDArray[np.uint16]:
-    """Scales (BF16 bits) [n] of groups of 16-bit patterns [n, g]: the best of ``CANDIDATES``, the first of equals.
+    """Scales (BF16 bits) [n] of groups of 16-bit patterns [n, g]: the best candidates, the first of equals.
 
     ``importance``, float32 [n, g], is 0 for padding.
     """
@@ -45,7 +51,7 @@ def nested_scales(groups: NDArray[np.uint16], importance: NDArray[np.float32], s
     magnitudes = (groups & 0x7FFF).astype(np.int32)
     best_cost = np.full(len(groups), np.inf, np.float32)
     best = np.zeros(len(groups), np.uint16)
-    for candidate in CANDIDATES:
+    for candidate in candidates(spec):
         scales = _rounded(largest, candidate)
         codes, _, escapes = assign(magnitudes, nested_bins(spec, scales)[:, None, :], spec.residual_bits)
         levels = _levels(groups, codes, escapes, spec)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
@@ -24,9 +25,17 @@ GROUP_SIZES = (32, 64, 128)
 SMALLEST_EDGE = 2.0**-20
 LARGEST_EDGE = 2.0**20
 
-NESTED_EDGES = (0.07, 0.07, 0.15, 0.24, 0.34, 0.45, 0.58, 0.75)
-NESTED_MAGNITUDES = (2, 7, 12, 19, 25, 33, 42, 58)
+NESTED_MAGNITUDES: dict[Dtype, tuple[int, ...]] = {
+    "fp16": (2, 6, 12, 19, 27, 36, 47, 64),
+    "bf16": (2, 7, 12, 18, 25, 33, 43, 58),
+}
+"""Least squared error on weights of two language models and on normal ones, scales searched."""
+
+NESTED_FIRST_EDGE: dict[Dtype, float | None] = {"fp16": 0.051, "bf16": None}
+"""Where bin 1 begins, if not halfway between its level and the one below: lower means fewer escapes for FP16."""
+
 E3M0_MAGNITUDES = (0, 1, 2, 4, 8, 16, 32, 64)
+"""Powers of two; the lowest bin, 9 exponents below the highest, is worth nothing."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,11 @@ class Spec:
         """The format as speq writes it."""
         if format == "e3m0":
             return cls(format, dtype, group_size, (0.0,) * 8, (0,) * 8, _signed(E3M0_MAGNITUDES))
-        below_first_edge = 1 << residual_bits(format, dtype)
-        return cls(format, dtype, group_size, NESTED_EDGES, (below_first_edge,) + (0,) * 7, _signed(NESTED_MAGNITUDES))
+        magnitudes = NESTED_MAGNITUDES[dtype]
+        edges = [(low + high) / 128 for low, high in pairwise(magnitudes)]
+        edges[0] = NESTED_FIRST_EDGE[dtype] or edges[0]
+        drops = (1 << residual_bits(format, dtype),) + (0,) * 7
+        return cls(format, dtype, group_size, (edges[0], *edges), drops, _signed(magnitudes))
 
     @property
     def residual_bits(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from speq.checkpoint.huggingface import CARRIED
 from speq.checkpoint.storage import Progress, writing_to
-from speq.checkpoint.watch import watching
+from speq.checkpoint.watch import directory_bytes, watching
 from speq.checkpoint.wheels import file_sha256
 from speq.errors import SpeqError
 
@@ -38,16 +38,11 @@ def fetch_snapshot(repo: str, progress: Progress | None) -> Path:
     names = _wanted(repo, list(siblings))
     total = sum(siblings[name].size or 0 for name in names)
     blobs = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
-    done = 0
-    paths: dict[str, Path] = {}
+    present = min(directory_bytes(blobs), total)
     disable_progress_bars()
     try:
-        for name in names:
-            with watching(blobs, repo, done, total, progress), writing_to(blobs):
-                paths[name] = Path(
-                    huggingface_hub.hf_hub_download(repo, name, revision=info.sha, etag_timeout=_CONNECT_SECONDS)
-                )
-            done += siblings[name].size or 0
+        with watching(blobs, repo, present, total, progress), writing_to(blobs):
+            path = Path(huggingface_hub.snapshot_download(repo, allow_patterns=names, etag_timeout=_CONNECT_SECONDS))
     except SpeqError:
         raise
     except Exception as error:
@@ -56,12 +51,12 @@ def fetch_snapshot(repo: str, progress: Progress | None) -> Path:
         enable_progress_bars()
     if progress is not None:
         progress(repo, total, total)
-    for name, path in paths.items():
+    for name in names:
         expected = getattr(siblings[name].lfs, "sha256", None)
-        if expected and file_sha256(path) != expected:
-            path.resolve().unlink()
+        if expected and file_sha256(path / name) != expected:
+            (path / name).resolve().unlink()
             raise SpeqError(f"{repo}: {name} does not have the sha256 that the hub states; pull it again")
-    return paths["config.json"].parent
+    return path
 
 
 def _wanted(repo: str, names: list[str]) -> list[str]:
@@ -80,7 +75,8 @@ def _cached_snapshot(repo: str) -> Path | None:
     import huggingface_hub
 
     try:
-        path = Path(huggingface_hub.snapshot_download(repo, local_files_only=True))
+        patterns = ["config.json", *CARRIED, _INDEX, "model*.safetensors"]
+        path = Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns, local_files_only=True))
     except Exception:  # not there, in whatever words
         return None
     has_weights = (path / "model.safetensors").exists() or (path / _INDEX).exists()

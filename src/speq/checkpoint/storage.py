@@ -54,7 +54,9 @@ def writing_to(path: Path) -> Iterator[None]:
             ) from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise _not_writable(path, error) from None
-        raise SpeqError(f"cannot write {path}: {error.strerror or error}") from None
+        if error.errno is None:  # not the system's: libraries derive their own errors from OSError
+            raise
+        raise SpeqError(f"cannot write {path}: {error.strerror}") from None
 
 
 def check_space(path: Path, needed: int, purpose: str) -> None:

@@ -18,12 +18,12 @@ def watching(directory: Path, label: str, done: int, total: int, progress: Progr
     if progress is None:
         yield
         return
-    before = _size(directory)
+    before = directory_bytes(directory)
     finished = threading.Event()
 
     def report() -> None:
         while not finished.wait(_SECONDS):
-            progress(label, min(done + max(0, _size(directory) - before), total), total)
+            progress(label, min(done + max(0, directory_bytes(directory) - before), total), total)
 
     thread = threading.Thread(target=report, daemon=True)
     progress(label, done, total)
@@ -35,7 +35,8 @@ def watching(directory: Path, label: str, done: int, total: int, progress: Progr
         thread.join()
 
 
-def _size(directory: Path) -> int:
+def directory_bytes(directory: Path) -> int:
+    """Bytes of all files below a directory, which may not exist."""
     total = 0
     for file in directory.rglob("*"):
         try:

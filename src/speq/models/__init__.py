@@ -1,0 +1,1 @@
+"""Decoder-only transformers, described once over the operators: programs, KV cache, tokenizers and the engine."""

@@ -125,7 +125,6 @@ std::unique_ptr<Step> make_step(const std::string& isa, int threads, int max_tok
                                 Array<uint16_t, nb::ndim<4>> values, std::vector<float> inverse_frequencies,
                                 float rotary_scale, int vocab_size) {
     for (size_t i = 0; i < 4; ++i) require(keys.shape(i) == values.shape(i), "keys and values differ in shape");
-    require(keys.shape(3) % 8 == 0, "head_dim must be a multiple of 8");
     require(threads >= 1 && max_tokens >= 1, "threads and max_tokens must be positive");
     const Cache cache{keys.data(), values.data(), static_cast<int>(keys.shape(1)), static_cast<int>(keys.shape(2)),
                       static_cast<int>(keys.shape(3))};

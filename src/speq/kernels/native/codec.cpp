@@ -4,9 +4,11 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
-#include <nanobind/stl/tuple.h>
 
+#include <memory>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "codec_decode.h"
 #include "codec_encode.h"

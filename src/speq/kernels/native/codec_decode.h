@@ -19,7 +19,7 @@ struct SplitView {
     }
 };
 
-// Calls `each(column, code, residual, group)` for the columns of one row in blocks of 64, residual 0 if not `exact`.
+// The exact patterns of row `row` (0..3) of a row block: uint16 [columns].
 inline void decode_row(const Format& format, const TileLayout& layout, const SplitView& split, int64_t block_row,
                        int row, uint16_t* out) {
     const int64_t n = kRows * block_row + row;
@@ -45,6 +45,7 @@ inline void decode_row(const Format& format, const TileLayout& layout, const Spl
         out[split.escape_columns[e]] = split.escape_values[e];
 }
 
+// The draft values of such a row: float32 [columns].
 inline void draft_row(const Format& format, const TileLayout& layout, const SplitView& split, int64_t block_row,
                       int row, float* out) {
     float step = 0;

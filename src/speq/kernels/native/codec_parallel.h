@@ -1,6 +1,7 @@
 // A loop over independent pieces of work on a few threads.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -9,6 +10,14 @@
 #include <vector>
 
 namespace speq::codec {
+
+struct JoinedThreads {
+    std::vector<std::thread> threads;
+
+    ~JoinedThreads() {
+        for (std::thread& thread : threads) thread.join();
+    }
+};
 
 // Calls `work()` once per thread for a function object, and that object with every index in [0, count). Rethrows the
 // first exception.
@@ -28,8 +37,8 @@ void parallel_for(int64_t count, int threads, const MakeWorker& make_worker) {
         }
     };
     {
-        std::vector<std::jthread> helpers;
-        for (int64_t i = 1; i < std::min<int64_t>(threads, count); ++i) helpers.emplace_back(run);
+        JoinedThreads helpers;
+        for (int64_t i = 1; i < std::min<int64_t>(threads, count); ++i) helpers.threads.emplace_back(run);
         run();
     }
     if (failure) std::rethrow_exception(failure);

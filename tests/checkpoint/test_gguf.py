@@ -1,0 +1,201 @@
+"""GGUF sources: values, row order, config and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf_models import HEAD_DIM, HUGGING_FACE, VOCAB, add_value, random_weights, write_gguf
+
+from speq.bits import to_float32
+from speq.checkpoint.source import open_source
+from speq.errors import SpeqError
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_values_are_the_gguf_packages_in_hugging_face_order(tmp_path: Path, kind: str, architecture: str) -> None:
+    weights = random_weights()
+    source = open_source(write_gguf(tmp_path / "m.gguf", weights, kind=kind, architecture=architecture))
+    assert {info.name for info in source.tensors} == {f"{HUGGING_FACE[stem]}.weight" for stem in weights}
+    for stem, values in weights.items():
+        quantised = gguf.GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
+        expected = gguf.quants.dequantize(gguf.quants.quantize(values, quantised), quantised)
+        found = source.read(f"{HUGGING_FACE[stem]}.weight")
+        if found.dtype == np.uint16:
+            found = to_float32(found, "fp16" if kind == "F16" else "bf16")
+        assert np.array_equal(found, expected)
+        assert (
+            np.array_equal(
+                source.read(f"{HUGGING_FACE[stem]}.weight", 5, 37), source.read(f"{HUGGING_FACE[stem]}.weight")[5:37]
+            )
+            or values.ndim == 1
+        )
+    assert bool(source.notes and kind in source.notes[0]) == kind.startswith("Q")
+
+
+def test_k_quants_are_dequantised_as_the_gguf_package_does(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):
+        path = write_raw(tmp_path / f"{kind}.gguf", kind, rng)
+        source, theirs = open_source(path), {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+        stored = theirs["token_embd.weight"]
+        expected = gguf.quants.dequantize(np.array(stored.data), stored.tensor_type)
+        assert np.array_equal(source.read("model.embed_tokens.weight"), expected, equal_nan=True)
+
+
+def write_raw(path: Path, kind: str, rng: np.random.Generator) -> Path:
+    """A model whose embedding is of a type that the gguf package cannot quantise to: random bytes with sane scales."""
+    quantised = gguf.GGMLQuantizationType[kind]
+    block, block_bytes = gguf.GGML_QUANT_SIZES[quantised]
+    data = rng.integers(0, 256, (VOCAB, 256 // block * block_bytes), dtype=np.uint8)
+    halves = data.reshape(-1, block_bytes)
+    for offset in {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[kind]:
+        scales = rng.uniform(0.001, 0.01, (len(halves), 1)).astype(np.float16)
+        halves[:, offset : offset + 2] = scales.view(np.uint8)
+    weights = {stem: values for stem, values in random_weights().items() if stem != "token_embd"}
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in {
+        "llama.block_count": 1,
+        "llama.context_length": 128,
+        "llama.embedding_length": 256,
+        "llama.feed_forward_length": 512,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    }.items():
+        add_value(writer, key, value)
+    writer.add_tensor("token_embd.weight", data, raw_dtype=quantised)
+    for stem, values in weights.items():
+        writer.add_tensor(f"{stem}.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_query_and_key_biases_are_reordered_too(tmp_path: Path) -> None:
+    bias = np.arange(256, dtype=np.float32)
+    stored = bias.reshape(4, 2, 32).swapaxes(1, 2).reshape(-1)
+    extra = {"blk.0.attn_q.bias": stored, "blk.0.attn_v.bias": np.arange(128, dtype=np.float32)}
+    source = open_source(write_gguf(tmp_path / "m.gguf", random_weights(), extra=extra))
+    assert np.array_equal(source.read("model.layers.0.self_attn.q_proj.bias"), bias)
+    assert np.array_equal(source.read("model.layers.0.self_attn.v_proj.bias"), np.arange(128))
+    assert source.config["attention_bias"]
+
+
+def test_config(tmp_path: Path) -> None:
+    metadata = {"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}
+    config = open_source(write_gguf(tmp_path / "m.gguf", random_weights(), metadata=metadata)).config
+    assert config == {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100000.0,
+        "rope_scaling": None,
+        "vocab_size": VOCAB,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    untied = random_weights() | {"output": random_weights(1)["token_embd"]}
+    assert not open_source(write_gguf(tmp_path / "u.gguf", untied)).config["tie_word_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"llama.rope.scaling.type": "none"}, None),
+        (
+            {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+            {"rope_type": "linear", "factor": 4.0},
+        ),
+        (
+            {
+                "llama.rope.scaling.type": "yarn",
+                "llama.rope.scaling.factor": 4.0,
+                "llama.rope.scaling.original_context_length": 32,
+            },
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        ),
+    ],
+)
+def test_rope_scaling(tmp_path: Path, metadata: dict[str, Any], expected: dict[str, Any] | None) -> None:
+    source = open_source(write_gguf(tmp_path / "m.gguf", random_weights(), metadata=metadata))
+    assert source.config["rope_scaling"] == expected
+
+
+def llama3_divisors(factor: float, base: float) -> list[float]:
+    """The loop of llama.cpp's converter for Llama 3.1."""
+    divisors = []
+    for i in range(0, HEAD_DIM, 2):
+        wavelength = 2 * np.pi * base ** (i / HEAD_DIM)
+        if wavelength < 8192 / 4:
+            divisors.append(1.0)
+        elif wavelength > 8192:
+            divisors.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+    return divisors
+
+
+def test_llama3_rope_scaling_is_recognised(tmp_path: Path) -> None:
+    for factor in (8.0, 32.0):
+        extra = {"rope_freqs.weight": np.float32(llama3_divisors(factor, 100000.0))}
+        scaling = open_source(write_gguf(tmp_path / "m.gguf", random_weights(), extra=extra)).config["rope_scaling"]
+        assert scaling == {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+    extra = {"rope_freqs.weight": np.linspace(1, 8, HEAD_DIM // 2).astype(np.float32)}
+    with pytest.raises(SpeqError, match="no known RoPE scaling"):
+        open_source(write_gguf(tmp_path / "m.gguf", random_weights(), extra=extra))
+
+
+def test_sliding_window_makes_it_a_mistral(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", random_weights(), metadata={"llama.attention.sliding_window": 64})
+    config = open_source(path).config
+    assert (config["model_type"], config["sliding_window"]) == ("mistral", 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "gemma3"}, "architecture gemma3; supported are llama, qwen2, qwen3"),
+        ({"metadata": {"llama.expert_count": 8}}, "mixture of experts"),
+        ({"metadata": {"split.count": 3}}, "one part of a split GGUF"),
+        ({"metadata": {"llama.block_count": None}}, r"lacks the metadata key llama\.block_count"),
+        ({"metadata": {"llama.attention.head_count": [4, 4]}}, "differs per layer"),
+        ({"metadata": {"llama.rope.dimension_count": 32}}, "only part of each head"),
+        ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "scales RoPE by longrope"),
+        ({"metadata": {"llama.attention.key_length": 32}}, "where its heads need"),
+        ({"extra": {"blk.0.ssm_a.weight": np.ones(4, np.float32)}}, r"tensor blk\.0\.ssm_a\.weight belongs to no"),
+    ],
+)
+def test_what_is_not_supported_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpeqError, match=message):
+        open_source(write_gguf(tmp_path / "m.gguf", random_weights(), **change))
+
+
+def test_missing_embedding_is_named(tmp_path: Path) -> None:
+    weights = {stem: values for stem, values in random_weights().items() if stem != "token_embd"}
+    with pytest.raises(SpeqError, match=r"lacks the tensor token_embd\.weight"):
+        open_source(write_gguf(tmp_path / "m.gguf", weights))

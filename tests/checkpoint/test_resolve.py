@@ -1,0 +1,93 @@
+"""From a name to a converted checkpoint, converted once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf_models import random_weights, write_gguf
+from hf_models import MakeModel, llama_tensors
+
+from speq.checkpoint import resolve as resolve_module
+from speq.checkpoint.convert import convert
+from speq.checkpoint.converted import load_converted
+from speq.checkpoint.resolve import locate, resolve
+from speq.checkpoint.source import identity
+from speq.errors import SpeqError
+
+
+@pytest.fixture(autouse=True)
+def conversions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A cache of our own, and the list of conversions that happen."""
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))
+    done: list[Path] = []
+
+    def counted(src: Path, dst: Path, **options: Any) -> Any:
+        done.append(dst)
+        return convert(src, dst, **options)
+
+    monkeypatch.setattr(resolve_module, "convert", counted)
+    return done
+
+
+def test_paths_are_converted_once_per_options(make_model: MakeModel, tmp_path: Path, conversions: list[Path]) -> None:
+    model = make_model(llama_tensors())
+    first = resolve(str(model))
+    assert first.parent == tmp_path / "cache/converted"
+    assert first.name.startswith("model-")
+    assert resolve(str(model)) == first
+    assert resolve(str(model), format="nested", group_size=64) == first
+    other = resolve(str(model), format="e3m0", group_size=32)
+    assert other != first
+    assert load_converted(other).spec.format == "e3m0"
+    assert len(conversions) == 2
+
+
+def test_a_changed_file_is_converted_again(tmp_path: Path, conversions: list[Path]) -> None:
+    path = write_gguf(tmp_path / "m.gguf", random_weights())
+    first = resolve(str(path))
+    write_gguf(path, random_weights(1))
+    assert resolve(str(path)) != first
+    assert len(conversions) == 2
+
+
+def test_converted_directories_are_taken_as_they_are(make_model: MakeModel, tmp_path: Path) -> None:
+    convert(make_model(llama_tensors()), tmp_path / "mine", group_size=32)
+    assert resolve(str(tmp_path / "mine")) == tmp_path / "mine"
+    assert resolve(str(tmp_path / "mine"), group_size=32, dtype="bf16") == tmp_path / "mine"
+    with pytest.raises(SpeqError, match="is converted with --group-size 32, not 64"):
+        resolve(str(tmp_path / "mine"), group_size=64)
+    with pytest.raises(SpeqError, match="is converted with --dtype bf16, not fp16"):
+        resolve(str(tmp_path / "mine"), dtype="fp16")
+
+
+def test_a_pulled_model_outlives_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conversions: list[Path]
+) -> None:
+    source = write_gguf(tmp_path / "pulled.gguf", random_weights())
+    directory = tmp_path / "cache/models/smollm2-135m-instruct"
+    directory.mkdir(parents=True)
+    (directory / "source.json").write_text(json.dumps({"path": str(source), "identity": identity(source)}))
+    path = resolve("smollm2-135m-instruct")
+    assert path.name.startswith("smollm2-135m-instruct-")
+    source.unlink()
+    assert resolve("HuggingFaceTB/SmolLM2-135M-Instruct") == path
+    assert len(conversions) == 1
+
+
+def test_what_does_not_exist_is_said(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "none"), "./none", "none.gguf"):
+        with pytest.raises(SpeqError, match=r"none(\.gguf)? does not exist"):
+            locate(name)
+    with pytest.raises(SpeqError, match="no model named none"):
+        resolve("none")
+
+
+def test_check_is_passed_on(make_model: MakeModel, conversions: list[Path]) -> None:
+    def refuse(config: dict[str, Any]) -> None:
+        raise SpeqError("not this one")
+
+    with pytest.raises(SpeqError, match="not this one"):
+        resolve(str(make_model(llama_tensors())), check=refuse)

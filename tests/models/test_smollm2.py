@@ -1,0 +1,67 @@
+"""A real model, SmolLM2-135M-Instruct, end to end: converted weights, tokenizer and logits against transformers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from speq.models.model import Engine
+from speq.models.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.slow
+
+TEXT = "The capital of Italy is Rome, and the capital of France is"
+
+
+@pytest.fixture(scope="module")
+def converted():
+    from speq.checkpoint.converted import load_converted
+    from speq.checkpoint.resolve import resolve
+    from speq.errors import SpeqError
+
+    try:
+        return load_converted(resolve("smollm2-135m-instruct"))
+    except SpeqError as error:
+        pytest.skip(f"the model cannot be had here: {error}")
+
+
+@pytest.fixture(scope="module")
+def expected(converted):
+    """Logits of transformers with the decoded weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from speq.bits import decode, to_float32
+
+    config = AutoConfig.for_model(**converted.config)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    weights = {name: to_float32(decode(tensor), tensor.spec.dtype) for name, tensor in converted.split.items()}
+    state = {name: torch.from_numpy(np.array(value)) for name, value in {**weights, **converted.raw}.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}  # tied
+    ids = Tokenizer(converted.path).encode(TEXT)
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_logits_equal_transformers(converted, expected, backend):
+    tokenizer = Tokenizer(converted.path)
+    engine = Engine(converted, backend=backend, threads=2, context=64)
+    logits = engine.forward(tokenizer.encode(TEXT), logits="all")
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+    assert np.array_equal(logits.argmax(axis=1), expected.argmax(axis=1))
+    assert tokenizer.decode([int(logits[-1].argmax())]) == " Paris"
+
+
+def test_text_and_chat_equal_transformers(converted):
+    from transformers import AutoTokenizer
+
+    theirs, ours = AutoTokenizer.from_pretrained(converted.path), Tokenizer(converted.path)
+    for text in (TEXT, "  naïve café 日本語 🙂\n\n\tdef f(x):\n    return x1234567 + 1.5e-10 'll don't"):
+        assert ours.encode(text) == theirs(text)["input_ids"]
+        assert ours.decode(ours.encode(text)) == text
+    messages = [{"role": "user", "content": "Why is the sky blue?"}]
+    assert ours.chat(messages) == theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ours.decode(ours.eos_ids, skip_special=False).count("<|im_end|>") == 1
