@@ -198,7 +198,7 @@ class Model:
         pieces = stream_pieces(
             passes,
             stats=stats,
-            ends=ends,
+            silent=self.ends,
             detokenizer=self.tokenizer.stream() if self.tokenizer else None,
             stop=StopStrings(stop),
             keep=self._remember(prompt_ids),

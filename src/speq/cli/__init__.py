@@ -74,7 +74,10 @@ def run(arguments: list[str]) -> int:
         if hasattr(stream, "reconfigure"):  # a model may write any character, whatever the locale
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        return int(cli.main(arguments, prog_name="speq", standalone_mode=False) or 0)
+        with cli.make_context("speq", arguments) as context:
+            return int(cli.invoke(context) or 0)
+    except click.exceptions.Exit as end:  # --help, --version
+        return end.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "speq"
         click.echo(f"{path}: {error.format_message()} (see {path} --help)", err=True)

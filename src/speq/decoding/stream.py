@@ -29,7 +29,7 @@ def stream_pieces(
     passes: Iterator[list[int]],
     *,
     stats: Statistics,
-    ends: frozenset[int],
+    silent: frozenset[int],
     detokenizer: Detokenizer | None,
     stop: StopStrings,
     keep: Callable[[list[int]], None],
@@ -38,7 +38,7 @@ def stream_pieces(
 
     Args:
         passes: from :func:`speq.decoding.generate.generate_tokens`, which also fills ``stats``.
-        ends: token ids that end the text; they have none of their own.
+        silent: token ids without text: those that end one.
         detokenizer: ``None`` gives pieces without text.
         stop: stop strings; the token that completes one is the last of the generation.
         keep: called with all token ids of each pass, whether or not they are shown.
@@ -47,7 +47,7 @@ def stream_pieces(
         keep(tokens)
         text = ""
         for shown, token in enumerate(tokens, 1):
-            if detokenizer and token not in ends:
+            if detokenizer and token not in silent:
                 text += stop.push(detokenizer.push(token))
             if stop.found:
                 stats.new_tokens -= len(tokens) - shown

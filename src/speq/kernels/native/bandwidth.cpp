@@ -1,0 +1,47 @@
+// The read bandwidth of this machine: what a plain pass over memory by all threads reaches, with no work done on the data.
+#include <nanobind/nanobind.h>
+
+#include <chrono>
+#include <cstring>
+
+#include "aligned.h"
+#include "thread_team.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+uint64_t sum_words(const uint64_t* words, size_t count) {
+    uint64_t sums[16] = {};
+    for (size_t i = 0; i + 16 <= count; i += 16)
+        for (size_t lane = 0; lane < 16; ++lane) sums[lane] += words[i + lane];
+    uint64_t total = 0;
+    for (uint64_t s : sums) total += s;
+    return total;
+}
+
+// Bytes per second of the best of `repeats` passes of `threads` threads over `bytes` bytes.
+double read_bandwidth(size_t bytes, int threads, int repeats) {
+    const size_t words = bytes / sizeof(uint64_t);
+    const auto memory = speq::make_aligned<uint64_t>(words);
+    std::vector<uint64_t> totals(threads);
+    speq::ThreadTeam team(threads);
+    double best = 0;
+    nb::gil_scoped_release release;
+    for (int i = 0; i < repeats; ++i) {
+        const auto start = std::chrono::steady_clock::now();
+        team.run([&](int member) {
+            const size_t share = words / threads / 16 * 16;
+            totals[member] += sum_words(memory.get() + member * share, share);
+        });
+        const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+        best = std::max(best, static_cast<double>(bytes) / elapsed.count());
+    }
+    uint64_t check = 0;  // all zeros were read: the sum only keeps the loop alive
+    for (uint64_t t : totals) check += t;
+    return check == 0 ? best : 0.0;
+}
+
+}  // namespace
+
+void bind_bandwidth(nb::module_& m) { m.def("read_bandwidth", &read_bandwidth); }

@@ -1,0 +1,231 @@
+"""The Python interface on a mock model with a byte tokenizer, and `speq.load` on a tiny real one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import speq
+from speq.api import Model
+
+END = 257
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes; chat messages are written as ``role:content|``."""
+
+    def encode(self, text, *, special=True):
+        return list(text.encode())
+
+    def chat(self, messages):
+        return self.encode("".join(f"{m['role']}:{m['content']}|" for m in messages))
+
+    def stream(self):
+        from speq.models.detokenizer import Detokenizer
+
+        return Detokenizer(lambda ids: bytes(ids).decode(errors="replace"))
+
+
+class Script:
+    """An engine that goes on with ``text`` after ``prompt`` and then ends; every draft of an ``e`` is wrong."""
+
+    def __init__(self, text, prompt):
+        self.script = [*prompt.encode(), *text.encode(), END]
+        self.vocab_size, self.context_length, self.cache = 258, 500, []
+        self.computed = 0
+
+    @property
+    def length(self):
+        return len(self.cache)
+
+    def forward(self, tokens, *, draft=False, logits="last"):
+        self.computed += len(tokens)
+        rows = np.zeros((len(tokens), self.vocab_size), np.float32)
+        for row, token in enumerate(tokens):
+            self.cache.append(token)
+            following = self.script[min(len(self.cache), len(self.script) - 1)]
+            rows[row, ord("x") if draft and following == ord("e") else following] = 9
+        return {"none": rows[:0], "last": rows[-1:], "all": rows}[logits]
+
+    def truncate(self, length):
+        del self.cache[length:]
+
+
+def scripted(text, prompt="user:hello|"):
+    return Model(Script(text, prompt), Bytes(), name="script", format="nested", threads=2, ends=frozenset([END]))
+
+
+@pytest.mark.parametrize("draft", ["none", "self", "auto"])
+@pytest.mark.parametrize("length", [1, 4, 16, None])
+def test_text_arrives_in_whole_characters(draft, length):
+    text = "Grüße aus Zürich 🏔 — 你好, e e e\n"
+    pieces = list(scripted(text).stream("hello", draft=draft, draft_length=length))
+    assert "".join(piece.text for piece in pieces) == text
+    assert all("\N{REPLACEMENT CHARACTER}" not in piece.text for piece in pieces)
+    assert [token for piece in pieces for token in piece.token_ids] == [*text.encode(), END]
+
+
+def test_result_has_the_fields_of_the_contract():
+    result = scripted("three rivers").generate("hello", draft="self", draft_length=4)
+    fields = result.to_dict()
+    assert " ".join(fields) == (
+        "text token_ids prompt_tokens new_tokens finish_reason prefill_seconds decode_seconds tokens_per_second draft "
+        "rounds drafted accepted acceptance_rate tokens_per_round accepted_per_position draft_seconds verify_seconds "
+        "seed model format threads"
+    )
+    assert fields["text"] == "three rivers"
+    assert fields["new_tokens"] == len(fields["token_ids"]) == 13
+    assert (fields["prompt_tokens"], fields["finish_reason"], fields["seed"]) == (11, "stop", None)
+    assert (fields["draft"], fields["model"], fields["format"], fields["threads"]) == ("self", "script", "nested", 2)
+    assert fields["accepted"] + fields["rounds"] == fields["new_tokens"]  # the token after the end is cut
+    assert 0 < fields["accepted"] < fields["drafted"]
+    assert sum(fields["accepted_per_position"]) == fields["accepted"]
+
+
+@pytest.mark.parametrize("draft", ["none", "self"])
+@pytest.mark.parametrize(
+    ("stop", "shown", "count"),
+    [
+        ("riv", "three ", 9),
+        (("xyz", "ree r"), "th", 7),
+        ("s", "three river", 12),
+        (("rivers!", "vers?"), "three rivers", 13),
+    ],
+)
+def test_stop_strings_end_text_and_tokens_alike(draft, stop, shown, count):
+    result = scripted("three rivers").generate("hello", stop=stop, draft=draft, draft_length=7)
+    assert result.text == shown
+    assert len(result.token_ids) == result.stats.new_tokens == count
+    assert result.stats.finish_reason == "stop"
+
+
+def test_a_stop_string_inside_a_character_boundary():
+    result = scripted("a€b€c").generate("hello", stop="b€", draft="self", draft_length=16)
+    assert result.text == "a€"
+
+
+def test_prompts_are_text_messages_or_ids():
+    model = scripted("x")
+    assert model.encode("hello") == model.encode([{"role": "user", "content": "hello"}]) == list(b"user:hello|")
+    assert model.encode("hello", raw=True) == list(b"hello")
+    assert model.encode(np.array([1, 2], np.int64)) == model.encode((1, 2)) == [1, 2]
+    assert model.encode([]) == []
+
+
+def test_the_cache_is_reused_for_a_prompt_that_continues():
+    model = scripted("three rivers")
+    first = model.generate("hello")
+    model.engine.computed = 0
+    messages = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": "more"},
+    ]
+    again = model.generate(messages, max_new_tokens=1)
+    prompt = model.encode(messages)
+    assert again.stats.prompt_tokens == len(prompt)
+    assert model.engine.computed == len(prompt) - len("user:hello|")  # the answer is spelt differently in the prompt
+    model.engine.computed = 0
+    model.generate("hello", max_new_tokens=1)
+    assert model.engine.computed == 1
+
+
+def test_an_interrupted_prefill_leaves_no_false_cache():
+    model = scripted("three rivers")
+    forward = model.engine.forward
+
+    def interrupted(tokens, **options):
+        forward(tokens, **options)
+        raise KeyboardInterrupt
+
+    model.engine.forward = interrupted
+    stream = model.stream("hello")
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert stream.result.stats.finish_reason == "interrupted"
+    model.engine.forward, model.engine.computed = forward, 0
+    assert model.generate("hello").text == "three rivers"
+    assert model.engine.computed >= len("user:hello|")
+
+
+def test_an_interruption_keeps_what_was_generated():
+    model = scripted("three rivers")
+    stream = model.stream("hello", draft="none")
+    taken = [next(stream) for _ in range(4)]
+    assert stream.result.text == "thre" == "".join(piece.text for piece in taken)
+    assert stream.result.stats.new_tokens == 4
+    assert stream.result.to_dict()["finish_reason"] == "interrupted"
+    assert model.generate("hello").text == "three rivers"
+    with pytest.raises(RuntimeError, match="another generation"):
+        next(stream)
+
+
+def test_ignore_ends_goes_on():
+    result = scripted("ab").generate("hello", ignore_ends=True, max_new_tokens=6, stop="nothing")
+    assert result.token_ids[:3] == [97, 98, END]
+    assert len(result.token_ids) == 6
+    assert result.stats.finish_reason == "length"
+
+
+def test_sampling_reports_its_seed():
+    result = scripted("ab").generate("hello", sampling=speq.Sampling(temperature=0.5))
+    assert result.to_dict()["seed"] == result.stats.seed is not None
+    result = scripted("ab").generate("hello", sampling=speq.Sampling(temperature=0.5, seed=7))
+    assert result.stats.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "0 new tokens"),
+        ({"draft": "ngram"}, "no draft 'ngram': choose one of auto, self, none"),
+        ({"draft_length": 17}, "draft length 17 is out of range"),
+        ({"draft_length": 0}, "draft length 0 is out of range"),
+        ({"stop": ["a", ""]}, "stop string is empty"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options, message):
+    with pytest.raises(speq.SpeqError, match=message):
+        scripted("x").stream("hello", **options)
+
+
+def test_without_a_tokenizer_there_are_ids_only():
+    model = Model(Script("ab", ""), None, name="bare", ends=frozenset([END]))
+    result = model.generate([1])
+    assert (result.text, result.token_ids[-1]) == ("", END)
+    with pytest.raises(speq.SpeqError, match="bare has no tokenizer: give token ids"):
+        model.stream("text")
+    with pytest.raises(speq.SpeqError, match="stop strings cannot be found"):
+        model.stream([1], stop="x")
+
+
+def test_load_converts_once_and_generates(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path))
+    reports = []
+    model = speq.load(tiny_checkpoint, threads=1, context=100, progress=lambda *report: reports.append(report))
+    assert reports
+    assert (model.threads, model.format, model.engine.context_length) == (1, "nested", 100)
+    assert model.ends == {257}
+    result = model.generate("hi", max_new_tokens=20)
+    text = "".join(piece.text for piece in model.stream("hi", max_new_tokens=20))
+    assert text == result.text
+    reports.clear()
+    again = speq.load(str(tiny_checkpoint), threads=1, progress=lambda *report: reports.append(report))
+    assert not reports
+    assert again.generate("hi", max_new_tokens=20, draft="none").token_ids == result.token_ids
+    with pytest.raises(speq.SpeqError, match="threads 0"):
+        speq.load(tiny_checkpoint, threads=0)
+
+
+def test_importing_speq_imports_nothing_heavy():
+    code = (
+        "import sys, speq, speq.cli; heavy = {'numpy', 'rich', 'jinja2', 'tokenizers', 'gguf', 'huggingface_hub'};"
+        "print(sorted(heavy & set(sys.modules)), speq.Sampling.__name__, speq.__version__ > '')"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown == "[] Sampling True\n"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        speq.nothing  # noqa: B018
