@@ -248,6 +248,11 @@ def test_damaged_models_are_one_clear_line(fails, speq_run, tiny_checkpoint, wri
         tensors["model.norm.weight"][5] = np.nan
 
     spoilt = write_checkpoint(tmp_path / "spoilt", change=spoil)
+    code, out, err = speq_run("generate", spoilt, "-p", "a")
+    note, error = err.splitlines()  # the run that converts says what it met
+    assert code == 1
+    assert note.startswith("note: model.norm.weight has 1 weights that are NaN or infinite")
+    assert "not finite" in error
     assert "not finite" in fails("generate", spoilt, "-p", "a")
 
 

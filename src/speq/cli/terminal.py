@@ -34,11 +34,15 @@ class ProgressBars:
     """A progress callback ``(label, done, total)`` that draws a bar per label on a terminal, and nothing elsewhere.
 
     The library that draws is loaded with the first report, so a command that has nothing to report starts at once.
+
+    Attributes:
+        labels: all labels that were reported, drawn or not.
     """
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self.labels: set[str] = set()
 
     def __enter__(self) -> ProgressBars:
         return self
@@ -55,6 +59,7 @@ class ProgressBars:
         self._progress, self._tasks = None, {}
 
     def __call__(self, label: str, done: int, total: int) -> None:
+        self.labels.add(label)
         if not sys.stderr.isatty():
             return
         if self._progress is None:
