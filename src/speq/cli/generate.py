@@ -92,7 +92,7 @@ def show(stream: Stream, progress: ProgressBars, *, has_text: bool = True) -> bo
         try:
             finished = _run(stream, progress, show_piece)
         finally:
-            if not stream.result.text.endswith("\n"):
+            if stream.result.token_ids and not stream.result.text.endswith("\n"):
                 print(flush=True)
     if live:
         print(dim(summary(stream.result.stats) + ("" if finished else ", interrupted")), file=sys.stderr)

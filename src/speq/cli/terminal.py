@@ -66,15 +66,25 @@ class ProgressBars:
             self._progress = _make_bars()
             self._progress.start()
         if label not in self._tasks:
-            self._tasks[label] = self._progress.add_task(label, total=total)
-        self._progress.update(self._tasks[label], completed=done, total=total)
+            self._tasks[label] = self._progress.add_task(label, total=total, count="")
+        self._progress.update(self._tasks[label], completed=done, total=total, count=_count(done, total))
+
+
+def _count(done: int, total: int) -> str:
+    """Counts without a unit, which may be bytes, weights or tokens."""
+    return f"{done / 1e6:,.1f} of {total / 1e6:,.1f} million" if total >= 1_000_000 else f"{done:,} of {total:,}"
 
 
 def _make_bars() -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
