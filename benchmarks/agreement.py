@@ -1,7 +1,7 @@
 """How often the draft alone picks the token that the full model picks, and how much their distributions overlap.
 
-For each prompt the full model writes its greedy answer; the draft then reads the same answer (with the prompt's keys and
-values exact and its own for the answer, as in a long draft) and both next-token distributions are compared at every
+For each prompt the full model writes its greedy answer; the draft then reads the same answer (with the prompt's keys
+and values exact and its own for the answer, as in a long draft) and both next-token distributions are compared at every
 position. The formats are compared on the same weights: what is not stored in a format is re-encoded in memory.
 
     python benchmarks/agreement.py MODEL [--format nested] [--format e3m0] [--prompts 40] [--tokens 64] [--csv FILE]

@@ -1,4 +1,4 @@
-"""Tokens per second: our plain decoding against the bandwidth limit, and speculative decoding against our plain decoding.
+"""Tokens per second: plain decoding against the bandwidth limit, and speculative decoding against plain decoding.
 
 For each prompt plain and speculative decoding alternate; medians and the geometric mean of the ratios are reported. The
 bandwidth limit is the measured read bandwidth divided by the bytes of weights that one plain token reads.
@@ -28,7 +28,7 @@ FILES = ("mt_bench", "humaneval", "gsm8k_train_200")
 def bytes_per_token(path: Path) -> int:
     """Bytes of the planes that one plain pass reads: all matrices, but the embedding only where it is the head too."""
     model = load_converted(path, verify=False)
-    tied = model_config(model.config).tied
+    tied = model_config(model.config).tied_head
     matrices = {n: t for n, t in model.split.items() if tied or n != "model.embed_tokens.weight"}
     return sum(plane.nbytes for tensor in matrices.values() for plane in tensor.planes().values())
 
@@ -83,8 +83,7 @@ def main(
         with csv_path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(
-                ["prompt", "new_tokens", "plain_tokens_per_second", "speculative_tokens_per_second"]
-                + ["acceptance_rate", "tokens_per_round"]
+                ["prompt", "new_tokens", "plain_rate", "speculative_rate", "acceptance_rate", "tokens_per_round"]
             )
             writer.writerows(rows)
 

@@ -1,7 +1,7 @@
 """Token ids with speculation on against off, over thousands of tokens: the promise of exact text, counted.
 
-Every prompt is continued twice, plainly and with the self-draft, at every draft length in turn (1..16 and automatic), every
-other prompt sampled with a seed. One differing token id fails the run.
+Every prompt is continued twice, plainly and with the self-draft, at every draft length in turn (1..16 and automatic),
+every other prompt sampled with a seed. One differing token id fails the run.
 
     python benchmarks/exactness.py MODEL [MODEL ...] [--tokens 10000] [--new-tokens 128] [--csv FILE]
 """

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class SpeqError(Exception):
-    """An error caused by input or environment. ``str(error)`` is one line, printed by the command line with exit code 1."""
+    """An error caused by input or environment; ``str(error)`` is one line, which the command line prints."""

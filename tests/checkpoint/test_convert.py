@@ -81,6 +81,7 @@ def test_non_matrices_are_widened_exactly(make_model: MakeModel, tmp_path: Path)
     assert np.array_equal(converted.raw["model.norm.weight"].view(np.uint32), norm.astype(np.uint32) << 16)
     assert converted.raw_dtypes["model.norm.weight"] == "BF16"
     assert converted.raw["scalar"] == 3
+    assert converted.raw["scalar"].shape == ()
     assert "position_ids" not in converted.raw
     assert converted.tokenizer == tmp_path / "out/tokenizer.json"
 
@@ -180,6 +181,12 @@ def test_a_model_can_be_refused_before_any_work(make_model: MakeModel, tmp_path:
     with pytest.raises(SpeqError, match="no llama"):
         convert(make_model(llama_tensors()), tmp_path / "out", check=refuse)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_converted_checkpoint_is_not_converted_again(make_model: MakeModel, tmp_path: Path) -> None:
+    convert(make_model(llama_tensors()), tmp_path / "out")
+    with pytest.raises(SpeqError, match="out is converted already; convert the original"):
+        convert(tmp_path / "out", tmp_path / "again")
 
 
 def test_progress_counts_weights(make_model: MakeModel, tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ def test_other_versions_are_refused(converted: Path) -> None:
     manifest = json.loads((converted / "speq.json").read_text())
     (converted / "speq.json").write_text(json.dumps(manifest | {"format_version": 2}))
     for attempt in (load_converted, lambda path: restore(path, path.parent / "back")):
-        with pytest.raises(SpeqError, match="format version 2, this speq reads version 1; convert the original again"):
+        with pytest.raises(
+            SpeqError, match="format version 2, this speq reads version 1; delete the directory and convert"
+        ):
             attempt(converted)
     assert is_converted(converted)
 

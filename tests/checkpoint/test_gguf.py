@@ -187,6 +187,7 @@ def test_sliding_window_makes_it_a_mistral(tmp_path: Path) -> None:
         ({"metadata": {"llama.rope.dimension_count": 32}}, "only part of each head"),
         ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "scales RoPE by longrope"),
         ({"metadata": {"llama.attention.key_length": 32}}, "where its heads need"),
+        ({"extra": {"output.weight": np.ones((48, 256), np.int32)}}, "lm_head.weight is I32, which cannot be read"),
         ({"extra": {"blk.0.ssm_a.weight": np.ones(4, np.float32)}}, r"tensor blk\.0\.ssm_a\.weight belongs to no"),
     ],
 )

@@ -61,6 +61,30 @@ def test_an_interrupted_conversion_goes_on(make_model: MakeModel, tmp_path: Path
         assert not list(tmp_path.glob(".*"))
 
 
+def test_a_disk_that_is_full_at_the_very_end_loses_nothing(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Encoder
+) -> None:
+    source = make_model(llama_tensors())
+
+    def full(self: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(SpeqError, match="no space left"):
+            convert(source, tmp_path / "out")
+    encoder.encoded = 0
+    convert(source, tmp_path / "out")
+    assert encoder.encoded == 0
+    load_converted(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "speq.json",
+        "tokenizer.json",
+        "weights.safetensors",
+    ]
+
+
 def test_damage_to_the_unfinished_part_is_noticed(make_model: MakeModel, tmp_path: Path, encoder: Encoder) -> None:
     source = make_model(llama_tensors())
     encoder.limit = 5
@@ -134,9 +158,10 @@ def test_too_little_space_is_noticed_before_any_work(
     source = make_model(llama_tensors())
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("speq.checkpoint.storage.shutil.disk_usage", lambda _: usage)
-    with pytest.raises(SpeqError, match=r"needs 0\.0 GB in .*, 0\.0 GB are free"):
+    with pytest.raises(SpeqError, match=r"needs 1 MB in .*, 0 MB are free"):
         convert(source, tmp_path / "out")
     assert encoder.encoded == 0
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_read_only_place_is_named(make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The native matrix products: exact weights, one order of summation for every path and token count, and a true draft."""
+"""The native products: exact weights, one order of summation for every path and token count, and a true draft."""
 
 from __future__ import annotations
 

@@ -37,6 +37,10 @@ class Options:
     dtype: Dtype | None = None
     dither: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in STORED:
+            raise SpeqError(f"unknown dtype '{self.dtype}'; choose fp16 or bf16")
+
     def specs(self) -> tuple[Spec, ...]:
         """The specs that matrices may get: one, or one for each 16-bit type; SpeqError for an unknown choice."""
         dtypes: tuple[Dtype, ...] = ("bf16", "fp16") if self.dtype is None else (self.dtype,)
@@ -100,13 +104,13 @@ def convert(
     if check is not None:
         check(source.config)
     partial = dst.absolute().with_name(f".{dst.name}.partial")
-    make_dir(partial)
     done = (partial / WEIGHTS).stat().st_size if (partial / WEIGHTS).exists() else 0
     check_space(partial, _estimate(source, options) - done, "the conversion")
-    with writing_to(dst.parent), exclusive(partial / ".lock"):
+    make_dir(partial)
+    with writing_to(dst.parent, "free some and run again: it continues there"), exclusive(partial / ".lock"):
         writer = WeightsWriter(partial, job, [info.name for info in source.tensors])
         try:
-            notes = _add_tensors(source, options, writer, progress, threads or os.cpu_count() or 1)
+            notes = _add_tensors(source, options, writer, progress, threads or _cores())
             writer.finish()
         finally:
             writer.close()
@@ -114,6 +118,7 @@ def convert(
             (partial / name).write_bytes(content)
         manifest = _manifest(source, options, job, writer, notes)
         (partial / MANIFEST).write_bytes(_to_json(manifest))
+        writer.forget()
         (partial / ".lock").unlink()
         if dst.exists():
             dst.rmdir()
@@ -232,6 +237,11 @@ def _estimate(source: Source, options: Options) -> int:
         else:
             total += info.size * 8
     return total
+
+
+def _cores() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _to_json(content: Any) -> bytes:

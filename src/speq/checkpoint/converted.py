@@ -17,6 +17,8 @@ from speq.checkpoint.layout import FORMAT_VERSION, MANIFEST, WEIGHTS, Record, ch
 from speq.checkpoint.safetensors import SafetensorsFile
 from speq.errors import SpeqError
 
+CONVERT_AGAIN = "delete the directory and convert the original again"
+
 
 @dataclass(frozen=True)
 class Converted:
@@ -76,7 +78,7 @@ def load_converted(path: Path, *, verify: bool = True) -> Converted:
             another.
     """
     manifest, records, specs = read_manifest(path)
-    config = read_json(path / "config.json", f"{path} has no config.json; convert it again")
+    config = read_json(path / "config.json", f"{path} has no config.json; {CONVERT_AGAIN}")
     file = SafetensorsFile(path / WEIGHTS)
     if verify:
         _verify(file, records)
@@ -116,13 +118,13 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[Record], list[Spec]]
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise SpeqError(
-            f"{path} has format version {version}, this speq reads version {FORMAT_VERSION}; convert the original again"
+            f"{path} has format version {version}, this speq reads version {FORMAT_VERSION}; {CONVERT_AGAIN}"
         )
     try:
         records = [Record.from_dict(item) for item in manifest["tensors"]]
         specs = [Spec.from_dict(item) for item in manifest["specs"]]
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise SpeqError(f"{path / MANIFEST} is damaged; convert the original again") from None
+        raise SpeqError(f"{path / MANIFEST} is damaged; {CONVERT_AGAIN}") from None
     return manifest, records, specs
 
 
@@ -135,7 +137,7 @@ def split_tensor(file: SafetensorsFile, record: Record, spec: Spec) -> SplitTens
     except SpeqError as error:
         raise SpeqError(f"{file.path}: tensor {record.name}: {error}") from None
     if tensor.escapes != int(tensor.escape_rows[-1]):
-        raise SpeqError(f"{file.path}: the escapes of tensor {record.name} do not add up; convert the model again")
+        raise SpeqError(f"{file.path}: the escapes of tensor {record.name} do not add up; {CONVERT_AGAIN}")
     return tensor
 
 
@@ -151,6 +153,4 @@ def _verify(file: SafetensorsFile, records: list[Record]) -> None:
         sums = pool.map(lambda item: checksum(file.array(item[1])), stored)
         for (tensor, name, expected), found in zip(stored, sums, strict=True):
             if found != expected:
-                raise SpeqError(
-                    f"{file.path}: tensor {tensor} is corrupted (checksum of {name}); convert the original again"
-                )
+                raise SpeqError(f"{file.path}: tensor {tensor} is corrupted (checksum of {name}); {CONVERT_AGAIN}")

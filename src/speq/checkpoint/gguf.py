@@ -100,7 +100,7 @@ class GGUFSource:
 
     def _quantisation_notes(self) -> list[str]:
         counts = Counter(info.dtype for info in self.tensors if info.quantised)
-        for info in {info.dtype: info for info in self.tensors if info.quantised}.values():
+        for info in {info.dtype: info for info in self.tensors}.values():
             self._check_type(info)
         if not counts:
             if self._dither is not None:
@@ -113,8 +113,8 @@ class GGUFSource:
         return notes
 
     def _check_type(self, info: TensorInfo) -> None:
-        """Refuse a quantised type that cannot be read, or not be dithered when that is asked for, before any work."""
-        if self._dither is not None and info.dtype not in DITHERABLE:
+        """Refuse a type that cannot be read, or not be dithered when that is asked for, before any work."""
+        if self._dither is not None and info.quantised and info.dtype not in DITHERABLE:
             raise SpeqError(
                 f"{self.path}: tensor {info.name} is {info.dtype}, which --dither cannot spread; it can: "
                 + ", ".join(DITHERABLE)
@@ -123,4 +123,4 @@ class GGUFSource:
         try:
             self._decode(tensor.type, tensor.data[:1])
         except NotImplementedError:
-            raise SpeqError(f"{self.path}: tensor {info.name} is {info.dtype}, which cannot be dequantised") from None
+            raise SpeqError(f"{self.path}: tensor {info.name} is {info.dtype}, which cannot be read") from None

@@ -25,7 +25,7 @@ def fetch_snapshot(repo: str, progress: Progress | None) -> Path:
         SpeqError: no such model, no access, no connection, no safetensors weights, a wrong checksum, no space.
     """
     import huggingface_hub
-    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     try:
         info = huggingface_hub.HfApi().model_info(repo, timeout=_CONNECT_SECONDS, files_metadata=True)
@@ -39,16 +39,21 @@ def fetch_snapshot(repo: str, progress: Progress | None) -> Path:
     total = sum(siblings[name].size or 0 for name in names)
     blobs = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
     present = min(directory_bytes(blobs), total)
+    own_bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        with watching(blobs, repo, present, total, progress), writing_to(blobs):
+        with (
+            watching(blobs, repo, present, total, progress),
+            writing_to(blobs, "free some and run again: it continues there"),
+        ):
             path = Path(huggingface_hub.snapshot_download(repo, allow_patterns=names, etag_timeout=_CONNECT_SECONDS))
     except SpeqError:
         raise
     except Exception as error:
         raise SpeqError(_reason(repo, error)) from None
     finally:
-        enable_progress_bars()
+        if own_bars:
+            enable_progress_bars()
     if progress is not None:
         progress(repo, total, total)
     for name in names:

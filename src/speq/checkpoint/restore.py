@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from speq.bits import decode
-from speq.checkpoint.converted import read_manifest, split_tensor
+from speq.checkpoint.converted import CONVERT_AGAIN, read_manifest, split_tensor
 from speq.checkpoint.layout import MANIFEST, WEIGHTS, as_bytes, checksum
 from speq.checkpoint.safetensors import ITEM_BYTES, SafetensorsFile, write_header
 from speq.checkpoint.storage import Progress, check_space, make_dir, writing_to
@@ -48,9 +48,7 @@ def restore(model_dir: Path, dst: Path, progress: Progress | None = None) -> Pat
                 for record in records:
                     for name, expected in record.checksums.items():
                         if checksum(file.array(name)) != expected:
-                            raise SpeqError(
-                                f"{file.path}: tensor {record.name} is corrupted; convert the original again"
-                            )
+                            raise SpeqError(f"{file.path}: tensor {record.name} is corrupted; {CONVERT_AGAIN}")
                     if record.spec is None:
                         array = file.array(record.name)
                     else:

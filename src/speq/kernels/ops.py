@@ -1,8 +1,9 @@
 """The operators of one decoding step, and the list of them that describes a model.
 
-A model is a tuple of these records over named buffers and named weights. A backend binds the list to memory once and replays
-it: :mod:`speq.kernels.reference` in NumPy defines what is right, :mod:`speq.kernels.native` runs it in one native call. Buffers
-are float32 matrices ``[tokens, width]``; weights are split 16-bit matrices ``[rows, columns]`` or float32 vectors.
+A model is a tuple of these records over named buffers and named weights. A backend binds the list to memory once and
+replays it: :mod:`speq.kernels.reference` in NumPy defines what is right, :mod:`speq.kernels.native` runs it in one
+native call. Buffers are float32 matrices ``[tokens, width]``; weights are split 16-bit matrices ``[rows, columns]`` or
+float32 vectors.
 """
 
 from __future__ import annotations
@@ -55,9 +56,10 @@ class GatedLinear:
 
 @dataclass(frozen=True)
 class Rotary:
-    """Optional per-head RMSNorm of q and k, rotary embedding of both (halves convention), then k and v go to the KV cache.
+    """Optional per-head RMSNorm of q and k, rotary embedding of both (halves convention), then k and v to the KV cache.
 
-    ``qkv`` holds ``heads`` query, ``kv_heads`` key and ``kv_heads`` value vectors of ``head_dim`` each; q is changed in place.
+    ``qkv`` holds ``heads`` query, ``kv_heads`` key and ``kv_heads`` value vectors of ``head_dim`` each; q is changed in
+    place.
     """
 
     qkv: str
@@ -71,7 +73,7 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Attention:
-    """Causal grouped-query attention of each token over the KV cache; ``window`` limits it to the last so many positions."""
+    """Causal grouped-query attention of each token over the KV cache; ``window`` limits it to the last positions."""
 
     qkv: str
     out: str

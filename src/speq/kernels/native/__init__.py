@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +15,11 @@ from speq import _native
 from speq.bits import SplitTensor
 from speq.errors import SpeqError
 from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Rotary, StepProgram
+from speq.kernels.step import Logits, Weights
 
 if TYPE_CHECKING:
     from speq.models.cache import KVCache
 
-Weights: TypeAlias = Mapping[str, "SplitTensor | NDArray[np.float32]"]
-Logits = Literal["none", "last", "all"]
 _LOGITS = {"none": 0, "last": 1, "all": 2}
 
 
@@ -148,8 +146,8 @@ class NativeStep:
         return (self._vector(norm.weight), norm.eps) if norm else (None, 0.0)
 
     def _rows(self, name: str) -> int:
-        tensor = self._weights[name]
-        return tensor.shape[0]
+        rows: int = self._weights[name].shape[0]
+        return rows
 
     def _add(self, op: Op) -> None:
         step, buffers = self._step, self._buffers

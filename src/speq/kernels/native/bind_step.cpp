@@ -40,14 +40,16 @@ SplitWeight make_weight(std::tuple<int, int> shape, const std::string& dtype, in
     w.table_per_group = table_per_group;
     w.group_size = group_size;
     require(group_size == 32 || group_size == 64 || group_size == 128, "group size must be 32, 64 or 128");
-    require(residual_bits == (w.table_per_group && w.dtype == DType::bf16 ? 10 : 12), "residual bits do not fit the format");
+    require(residual_bits == (w.table_per_group && w.dtype == DType::bf16 ? 10 : 12),
+            "residual bits do not fit the format");
     const size_t blocks = w.row_blocks();
     require(codes.size() == blocks * w.blocks() * kRowsPerBlock * kBlock / 2, "codes plane has the wrong size");
     require(residual.size() == blocks * w.blocks() * w.residual_tile(), "residual plane has the wrong size");
     require(scales.size() == blocks * w.groups() * kRowsPerBlock, "scales have the wrong size");
     require(escape_rows.size() == blocks * kRowsPerBlock + 1, "escape offsets have the wrong size");
     require(escape_columns.size() == escape_values.size(), "escape columns and values differ in number");
-    require(edges.size() == 8 && drops.size() == 8 && table.size() == 8 && levels.size() == 16, "tables have the wrong size");
+    require(edges.size() == 8 && drops.size() == 8 && table.size() == 8 && levels.size() == 16,
+            "tables have the wrong size");
     uint32_t previous = 0;
     for (size_t i = 0; i < escape_rows.size(); previous = escape_rows.data()[i++])
         require(escape_rows.data()[i] >= previous && escape_rows.data()[i] <= escape_columns.size(),
@@ -75,7 +77,8 @@ nb::ndarray<nb::numpy, float> multiply(const std::string& isa, const SplitWeight
     require(static_cast<int>(x.shape(1)) == w.columns, "x and the matrix differ in columns");
     auto input = make_aligned<float>(static_cast<size_t>(tokens) * padded);
     for (int t = 0; t < tokens; ++t)
-        std::copy_n(x.data() + static_cast<size_t>(t) * w.columns, w.columns, input.get() + static_cast<size_t>(t) * padded);
+        std::copy_n(x.data() + static_cast<size_t>(t) * w.columns, w.columns,
+                    input.get() + static_cast<size_t>(t) * padded);
     auto y = make_aligned<float>(static_cast<size_t>(w.row_blocks()) * tokens * kRowsPerBlock);
     if (!draft) {
         auto scratch = make_aligned<float>(exact_scratch(tokens));
@@ -128,7 +131,8 @@ std::unique_ptr<Step> make_step(const std::string& isa, int threads, int max_tok
     require(threads >= 1 && max_tokens >= 1, "threads and max_tokens must be positive");
     const Cache cache{keys.data(), values.data(), static_cast<int>(keys.shape(1)), static_cast<int>(keys.shape(2)),
                       static_cast<int>(keys.shape(3))};
-    return std::make_unique<Step>(isa, threads, max_tokens, cache, std::move(inverse_frequencies), rotary_scale, vocab_size);
+    return std::make_unique<Step>(isa, threads, max_tokens, cache, std::move(inverse_frequencies), rotary_scale,
+                                  vocab_size);
 }
 
 nb::object run(nb::handle self, Vector<int32_t> tokens, int start, bool draft, int logits) {
@@ -168,12 +172,11 @@ void bind_step(nb::module_& m) {
                      list.push_back({matrix, column, bias.is_none() ? nullptr : nb::cast<Vector<float>>(bias).data()});
                  s.add_operator(make_linear(x, make_norm(norm), std::move(list), out, accumulate));
              })
-        .def("gated_linear",
-             [](Step& s, int x, NormArgument norm, int gate, int up, int out) {
-                 s.add_operator(make_gated_linear(x, make_norm(norm), gate, up, out));
-             })
+        .def("gated_linear", [](Step& s, int x, NormArgument norm, int gate, int up,
+                                int out) { s.add_operator(make_gated_linear(x, make_norm(norm), gate, up, out)); })
         .def("rotary",
-             [](Step& s, int qkv, int layer, int heads, int kv_heads, int head_dim, NormArgument q_norm, NormArgument k_norm) {
+             [](Step& s, int qkv, int layer, int heads, int kv_heads, int head_dim, NormArgument q_norm,
+                NormArgument k_norm) {
                  s.add_operator(
                      make_rotary(qkv, layer, heads, kv_heads, head_dim, make_norm(q_norm), make_norm(k_norm)));
              })
@@ -181,8 +184,8 @@ void bind_step(nb::module_& m) {
              [](Step& s, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window) {
                  s.add_operator(make_attention(qkv, out, layer, heads, kv_heads, head_dim, scale, window));
              })
-        .def("head",
-             [](Step& s, int x, NormArgument norm, int matrix) { s.add_operator(make_head(x, make_norm(norm), matrix)); })
+        .def("head", [](Step& s, int x, NormArgument norm,
+                        int matrix) { s.add_operator(make_head(x, make_norm(norm), matrix)); })
         .def("bind", &Step::bind)
         .def("run", &run)
         .def_prop_ro("isa", [](const Step& s) { return std::string(s.isa()); })

@@ -1,13 +1,14 @@
-// The exact 16-bit weights of one block (64 columns) of kWideRows rows, rebuilt from the planes as eight wide vectors of eight
-// columns each.
-// bits = sign << 15 | (T[c] + r): T is looked up by code, sign included, as two byte tables of 16 entries.
+// The exact 16-bit weights of one block (64 columns) of kWideRows rows, rebuilt from the planes as eight wide vectors
+// of eight columns each. bits = sign << 15 | (T[c] + r): T is looked up by code, sign included, as two byte tables of
+// 16 entries.
 #pragma once
 #include "simd.h"
 #include "split.h"
 
 namespace speq::SPEQ_ISA {
 
-// What the decoder must know at compile time. `Halves`: the two halves of a block have scales of their own (groups of 32).
+// What the decoder must know at compile time. `Halves`: the two halves of a block have scales of their own (groups of
+// 32).
 template <DType D, int ResidualBits, bool TablePerGroup, bool Halves>
 struct Format {
     static constexpr DType dtype = D;
@@ -21,7 +22,8 @@ struct Format {
 #if SPEQ_AVX512
 
 struct Table {
-    __m512i low, high;  // byte i: low / high byte of sign << 15 | T[c] for code i; a row's table in both of its 128-bit lanes
+    __m512i low,
+        high;  // byte i: low / high byte of sign << 15 | T[c] for code i; a row's table in both of its 128-bit lanes
 };
 
 // The BF16 scales of two neighbouring rows as float32, eight lanes each.
@@ -36,8 +38,7 @@ SPEQ_INLINE __m512 row_scales(const uint16_t* scales) {
 template <class F>
 class TableMaker {
   public:
-    SPEQ_INLINE explicit TableMaker(const SplitWeight& w)
-        : edges_(_mm512_broadcast_f32x8(_mm256_load_ps(w.edges))) {
+    SPEQ_INLINE explicit TableMaker(const SplitWeight& w) : edges_(_mm512_broadcast_f32x8(_mm256_load_ps(w.edges))) {
         const __m128i drops = _mm_load_si128(reinterpret_cast<const __m128i*>(w.drops));
         drops16_ = _mm256_broadcastsi128_si256(drops);
         drops32_ = _mm512_slli_epi32(_mm512_cvtepu16_epi32(drops16_), 16);
@@ -104,8 +105,8 @@ SPEQ_INLINE void decode_half(__m512i codes, __m512i low, __m512i high, const Tab
 }
 
 template <class F, class Emit>
-SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row, const Table& first, const Table& second,
-                              Emit&& emit) {
+SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row, const Table& first,
+                              const Table& second, Emit&& emit) {
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i c = _mm512_loadu_si512(codes + 32 * row);
     __m512i high0, high1;
@@ -122,8 +123,8 @@ SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row
         high1 = _mm512_and_si512(_mm512_srli_epi16(h, 4), pair);
     }
     decode_half<F>(_mm512_and_si512(c, nibble), _mm512_loadu_si512(tile + 32 * row), high0, first, 0, emit);
-    decode_half<F>(_mm512_and_si512(_mm512_srli_epi16(c, 4), nibble), _mm512_loadu_si512(tile + 128 + 32 * row), high1, second,
-                   4, emit);
+    decode_half<F>(_mm512_and_si512(_mm512_srli_epi16(c, 4), nibble), _mm512_loadu_si512(tile + 128 + 32 * row), high1,
+                   second, 4, emit);
 }
 
 #elif SPEQ_AVX2
@@ -195,8 +196,8 @@ SPEQ_INLINE void decode_half(__m256i codes, __m256i low, __m256i high, const Tab
     }
 }
 
-// Calls emit(j, weights of columns 8j..8j+7) for j = 0..7. `codes` and `tile` point at the block's row block; `first` and
-// `second` are the tables of the two halves.
+// Calls emit(j, weights of columns 8j..8j+7) for j = 0..7. `codes` and `tile` point at the block's row block; `first`
+// and `second` are the tables of the two halves.
 template <class F, class Emit>
 SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row, const Table& first,
                               const Table& second, Emit&& emit) {
@@ -210,15 +211,15 @@ SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row
         high1 = _mm256_and_si256(_mm256_srli_epi16(h, 4), nibble);
     } else {
         const __m256i pair = _mm256_set1_epi8(3);
-        const __m256i h =
-            _mm256_srlv_epi32(_mm256_broadcastsi128_si256(
-                                  _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + 256 + 16 * row))),
-                              _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2));
+        const __m256i h = _mm256_srlv_epi32(
+            _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + 256 + 16 * row))),
+            _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2));
         high0 = _mm256_and_si256(h, pair);
         high1 = _mm256_and_si256(_mm256_srli_epi16(h, 4), pair);
     }
     decode_half<F>(_mm256_and_si256(c, nibble), _mm256_loadu_si256(low), high0, first, 0, emit);
-    decode_half<F>(_mm256_and_si256(_mm256_srli_epi16(c, 4), nibble), _mm256_loadu_si256(low + 4), high1, second, 4, emit);
+    decode_half<F>(_mm256_and_si256(_mm256_srli_epi16(c, 4), nibble), _mm256_loadu_si256(low + 4), high1, second, 4,
+                   emit);
 }
 
 #else
@@ -279,7 +280,8 @@ SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row
 
 #endif
 
-// One block of rows row..row + kWideRows - 1 with the tables of their groups; `scales` points at the row block's scales.
+// One block of rows row..row + kWideRows - 1 with the tables of their groups; `scales` points at the row block's
+// scales.
 template <class F, class Emit>
 SPEQ_INLINE void decode_block(const TableMaker<F>& maker, const uint16_t* scales, int group_shift, const uint8_t* codes,
                               const uint8_t* tile, int block, int row, Emit&& emit) {

@@ -1,8 +1,9 @@
-// The draft product: int8 activations times the 4-bit codes' table values, one scale a group. It need not be exact, only fast;
-// still it gives the same bits on every path.
+// The draft product: int8 activations times the 4-bit codes' table values, one scale a group. It need not be exact,
+// only fast; still it gives the same bits on every path.
 //
 // Codes become unsigned bytes level + 64 in 0..128; activations are int8 in -63..63, so that four products fit an int16
-// (4 * 128 * 63 = 32256), which is how far the AVX2 multiply-add goes before widening. The 64 is taken back a group at a time.
+// (4 * 128 * 63 = 32256), which is how far the AVX2 multiply-add goes before widening. The 64 is taken back a group at
+// a time.
 #pragma once
 #include "block_decoder.h"
 #include "kernels.h"
@@ -54,7 +55,8 @@ inline int quantise_half(const float* x, float inverse, int8_t* out) {
 
 #endif
 
-// Quantises a row of `columns` float32 (a multiple of 64), one scale per 64 columns, or per 32 where groups are that small.
+// Quantises a row of `columns` float32 (a multiple of 64), one scale per 64 columns, or per 32 where groups are that
+// small.
 template <class F>
 void quantise_row(const float* x, int columns, DraftRow out) {
     constexpr int width = F::halves ? 32 : 64;
@@ -65,7 +67,8 @@ void quantise_row(const float* x, int columns, DraftRow out) {
             top = max(top, max(v, mul(v, broadcast(-1.0f))));
         }
         const float peak = largest(top);
-        // A peak so small that its inverse overflows is drafted as zero; so is one that is not finite (the exact pass reports it).
+        // A peak so small that its inverse overflows is drafted as zero; so is one that is not finite (the exact pass
+        // reports it).
         const bool usable = peak > 0x1p-100f && peak < 0x1p100f;
         const float inverse = usable ? 63.0f / peak : 0.0f;
         for (int h = 0; h < width; h += 32) {
@@ -102,8 +105,8 @@ SPEQ_INLINE __m128 add_offset(const uint16_t* scales, int group, const DraftRow&
 template <class F>
 void draft_rows(const SplitWeight& w, const DraftRow& x, int begin, int end, float* y) {
     const __m512i nibble = _mm512_set1_epi8(15), none = _mm512_setzero_si512();
-    const __m512i lut =
-        _mm512_add_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(w.levels))), _mm512_set1_epi8(64));
+    const __m512i lut = _mm512_add_epi8(
+        _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(w.levels))), _mm512_set1_epi8(64));
     const int blocks = w.blocks(), shift = w.group_size == 128 ? 1 : 0;
     const uint8_t* codes = w.codes_at(begin, 0);
     for (int rb = begin; rb < end; ++rb, y += kRowsPerBlock) {
@@ -111,9 +114,10 @@ void draft_rows(const SplitWeight& w, const DraftRow& x, int begin, int end, flo
         __m512 acc[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
         __m128 offset = _mm_setzero_ps();
         for (int b = 0; b < blocks; ++b, codes += kRowsPerBlock * kBlock / 2) {
-            const __m512i x0 = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x.values + b * kBlock)));
-            const __m512i x1 =
-                _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x.values + b * kBlock + 32)));
+            const __m512i x0 =
+                _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x.values + b * kBlock)));
+            const __m512i x1 = _mm512_broadcast_i64x4(
+                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x.values + b * kBlock + 32)));
             _mm_prefetch(reinterpret_cast<const char*>(codes + kPrefetch), _MM_HINT_T0);
             _mm_prefetch(reinterpret_cast<const char*>(codes + kPrefetch + 64), _MM_HINT_T0);
             const int group = F::halves ? 2 * b : b >> shift;
@@ -126,7 +130,8 @@ void draft_rows(const SplitWeight& w, const DraftRow& x, int begin, int end, flo
                 const __m512 s0 = _mm512_mul_ps(row_scales(at), _mm512_set1_ps(x.scales[2 * b]));
                 const __m512i d0 = _mm512_dpbusd_epi32(none, w0, x0);
                 if constexpr (F::halves) {
-                    const __m512 s1 = _mm512_mul_ps(row_scales(at + kRowsPerBlock), _mm512_set1_ps(x.scales[2 * b + 1]));
+                    const __m512 s1 =
+                        _mm512_mul_ps(row_scales(at + kRowsPerBlock), _mm512_set1_ps(x.scales[2 * b + 1]));
                     acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(d0), s0, acc[i]);
                     acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_dpbusd_epi32(none, w1, x1)), s1, acc[i]);
                 } else {

@@ -2,7 +2,8 @@
 //
 // One order of summation for every token count, thread count and instruction set (docs/exactness.md): lane l of eight
 // accumulates columns l, l+8, l+16, ... with fused multiply-adds, the lanes are summed in the order of sum(), then the
-// escapes of the row are added in order of their columns. Everything below only chooses which (row, token) pairs go together.
+// escapes of the row are added in order of their columns. Everything below only chooses which (row, token) pairs go
+// together.
 #pragma once
 #include <algorithm>
 
@@ -38,8 +39,8 @@ class ExactRows {
         }
     }
 
-    // The same for more tokens: a strip of the row block is decoded once into `strip` [strip width / 8][4 rows][8] and multiplied
-    // with a few tokens at a time; `acc` keeps tokens * 4 vectors between strips.
+    // The same for more tokens: a strip of the row block is decoded once into `strip` [strip width / 8][4 rows][8] and
+    // multiplied with a few tokens at a time; `acc` keeps tokens * 4 vectors between strips.
     void many(int tokens, int begin, int end, float* y, float* strip, float* acc) const {
         for (int rb = begin; rb < end; ++rb, y += tokens * kRowsPerBlock) {
             std::fill(acc, acc + static_cast<size_t>(tokens) * kRowsPerBlock * 8, 0.0f);
@@ -75,8 +76,8 @@ class ExactRows {
     template <class Emit>
     SPEQ_INLINE void decode(int rb, int b, int r, const uint16_t* scales, Emit&& emit) const {
         const size_t at = static_cast<size_t>(rb) * w_.blocks() + b;
-        decode_block<F>(maker_, scales, group_shift_, w_.codes + at * (kRowsPerBlock * kBlock / 2), w_.residual + at * F::tile,
-                        b, r, emit);
+        decode_block<F>(maker_, scales, group_shift_, w_.codes + at * (kRowsPerBlock * kBlock / 2),
+                        w_.residual + at * F::tile, b, r, emit);
     }
 
     // Multiplies the strip with as many of the `left` tokens as fit the registers; returns how many.
@@ -91,7 +92,8 @@ class ExactRows {
         } else {
             if (left >= 3 && left != 4) return tile_of<3>(strip, vectors, token, column, acc);
         }
-        return left >= 2 ? tile_of<2>(strip, vectors, token, column, acc) : tile_of<1>(strip, vectors, token, column, acc);
+        return left >= 2 ? tile_of<2>(strip, vectors, token, column, acc)
+                         : tile_of<1>(strip, vectors, token, column, acc);
     }
 
     template <int M>
@@ -99,7 +101,8 @@ class ExactRows {
         Wide a[kWides][M];
         float* home = acc + static_cast<size_t>(token) * kRowsPerBlock * 8;
         const float* x = x_ + token * x_stride_ + column;
-        each<M>([&](auto i, auto m) SPEQ_LAMBDA { a[i][m] = wide_load(home + (m * kRowsPerBlock + i * kWideRows) * 8); });
+        each<M>([&](auto i, auto m)
+                    SPEQ_LAMBDA { a[i][m] = wide_load(home + (m * kRowsPerBlock + i * kWideRows) * 8); });
         for (int k = 0; k < vectors; ++k, strip += 8 * kRowsPerBlock, x += 8) {
             Wide w[kWides];
             unroll<kWides>([&](auto i) SPEQ_LAMBDA { w[i] = wide_load(strip + i * kWideRows * 8); });
@@ -108,7 +111,8 @@ class ExactRows {
                 unroll<kWides>([&](auto i) SPEQ_LAMBDA { a[i][m] = wide_fma(w[i], v, a[i][m]); });
             });
         }
-        each<M>([&](auto i, auto m) SPEQ_LAMBDA { wide_store(home + (m * kRowsPerBlock + i * kWideRows) * 8, a[i][m]); });
+        each<M>([&](auto i, auto m)
+                    SPEQ_LAMBDA { wide_store(home + (m * kRowsPerBlock + i * kWideRows) * 8, a[i][m]); });
         return M;
     }
 

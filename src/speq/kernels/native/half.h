@@ -26,7 +26,8 @@ inline float to_float(uint16_t bits) {
     return D == DType::bf16 ? bf16_to_float(bits) : fp16_to_float(bits);
 }
 
-// Non-negative float32 to the magnitude of a 16-bit float, rounded towards zero; overflow gives the largest finite value.
+// Non-negative float32 to the magnitude of a 16-bit float, rounded towards zero; overflow gives the largest finite
+// value.
 template <DType D>
 inline uint16_t truncate_to(float value) {
     const uint32_t bits = std::bit_cast<uint32_t>(value);

@@ -7,8 +7,8 @@
 
 namespace speq {
 
-// One token's activations for the draft product, in the byte order of the draft plane, quantised with one scale per 64 columns
-// (per 32 where groups are that small).
+// One token's activations for the draft product, in the byte order of the draft plane, quantised with one scale per 64
+// columns (per 32 where groups are that small).
 struct DraftRow {
     int8_t* values;  // [padded columns]
     float* scales;   // [padded columns / 32], divided by the 64 of the levels
@@ -18,8 +18,8 @@ struct DraftRow {
 struct Kernels {
     const char* name;
     // The matrix products depend on the format; all other operators do not.
-    using ExactRows = void (*)(const SplitWeight&, const float* x, size_t x_stride, int tokens, int begin, int end, float* y,
-                               float* scratch);
+    using ExactRows = void (*)(const SplitWeight&, const float* x, size_t x_stride, int tokens, int begin, int end,
+                               float* y, float* scratch);
     using DraftRows = void (*)(const SplitWeight&, const DraftRow&, int begin, int end, float* y);
     using Quantise = void (*)(const float* x, int columns, DraftRow);
     using DecodeRow = void (*)(const SplitWeight&, int row, float* out);
@@ -42,7 +42,8 @@ size_t exact_scratch(int tokens);
 // The instruction sets this machine can run, best first.
 std::vector<std::string> available_isas();
 
-// The table by name, or the best one for an empty name. Throws std::invalid_argument for a name this machine cannot run.
+// The table by name, or the best one for an empty name. Throws std::invalid_argument for a name this machine cannot
+// run.
 const Kernels& kernels(const std::string& isa);
 
 }  // namespace speq

@@ -1,5 +1,5 @@
-// The operators around the matrix products, one token (or one head of one token) at a time, so that the result for a token
-// cannot depend on how many others are in the pass.
+// The operators around the matrix products, one token (or one head of one token) at a time, so that the result for a
+// token cannot depend on how many others are in the pass.
 #pragma once
 #include "simd.h"
 
@@ -18,7 +18,8 @@ inline void rms_norm(const float* x, const float* weight, int width, int padded,
     for (; k < padded; ++k) out[k] = 0.0f;
 }
 
-// Rotates the halves of one head: (a, b) -> (a cos - b sin, b cos + a sin); `half` = head_dim / 2 values of cos and sin.
+// Rotates the halves of one head: (a, b) -> (a cos - b sin, b cos + a sin); `half` = head_dim / 2 values of cos and
+// sin.
 inline void rotate(float* head, const float* cosine, const float* sine, int half) {
     int i = 0;
     for (; i + 8 <= half; i += 8) {
@@ -42,9 +43,8 @@ inline void to_cache(const float* x, int width, uint16_t* out) {
 
 // out = silu(gate) * up, in place over gate; silu(g) = g / (1 + e^-g).
 inline void swiglu(float* gate, const float* up, int width) {
-    const auto eight = [](Vec8 g, Vec8 u) SPEQ_LAMBDA {
-        return mul(div(g, add(broadcast(1.0f), exp(mul(g, broadcast(-1.0f))))), u);
-    };
+    const auto eight = [](Vec8 g, Vec8 u)
+                           SPEQ_LAMBDA { return mul(div(g, add(broadcast(1.0f), exp(mul(g, broadcast(-1.0f))))), u); };
     int i = 0;
     for (; i + 8 <= width; i += 8) store(gate + i, eight(load(gate + i), load(up + i)));
     if (i == width) return;
@@ -57,7 +57,8 @@ inline void swiglu(float* gate, const float* up, int width) {
 
 // out = inverse * sum over positions of weights[i] * values[i], for N vectors of eight columns that stay in registers.
 template <int N>
-SPEQ_INLINE void weigh_columns(const float* weights, const uint16_t* value, int count, int stride, float inverse, float* out) {
+SPEQ_INLINE void weigh_columns(const float* weights, const uint16_t* value, int count, int stride, float inverse,
+                               float* out) {
     Vec8 acc[N];
     unroll<N>([&](auto v) SPEQ_LAMBDA { acc[v] = zero(); });
     for (int i = 0; i < count; ++i, value += stride) {

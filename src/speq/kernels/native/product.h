@@ -29,7 +29,8 @@ class ProductInput {
     void multiply(const Matrix& m, int begin, int end, float* out) {
         if (!draft_) return m.exact_rows(m.weight, rows_, stride_, count_, begin, end, out, scratch_.strip.get());
         for (int t = 0; t < count_; ++t) {
-            const DraftRow row{scratch_.quantised.get(), scratch_.quantised_scales.get(), scratch_.quantised_offsets.get()};
+            const DraftRow row{scratch_.quantised.get(), scratch_.quantised_scales.get(),
+                               scratch_.quantised_offsets.get()};
             if (quantised_token_ != t || quantised_for_ != m.quantise) {
                 m.quantise(rows_ + static_cast<size_t>(t) * stride_, stride_, row);
                 quantised_token_ = t;

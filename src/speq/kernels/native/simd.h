@@ -29,9 +29,8 @@ namespace speq::SPEQ_ISA {
 // f(0), f(1), ..., f(N - 1) with compile-time indices, so that arrays of vectors indexed by them stay in registers.
 template <int N, class F>
 SPEQ_INLINE void unroll(F&& f) {
-    [&]<int... I>(std::integer_sequence<int, I...>) SPEQ_LAMBDA {
-        (f(std::integral_constant<int, I>{}), ...);
-    }(std::make_integer_sequence<int, N>{});
+    [&]<int... I>(std::integer_sequence<int, I...>)
+        SPEQ_LAMBDA { (f(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, N>{});
 }
 
 #if SPEQ_AVX2
@@ -131,13 +130,14 @@ SPEQ_INLINE Vec8 round_to_integer(Vec8 a) {
     return lanes([&](int i) { return std::nearbyint(a.v[i]); });
 }
 SPEQ_INLINE Vec8 power_of_two(Vec8 n) {
-    return lanes([&](int i) { return std::bit_cast<float>(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23); });
+    return lanes(
+        [&](int i) { return std::bit_cast<float>(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23); });
 }
 
 #endif
 
-// e^x to about 1 ulp, by Cody-Waite reduction and a degree-6 polynomial; arguments are clamped to [-87, 87], NaN stays NaN
-// (min and max give their second operand when one is NaN, hence the two orders).
+// e^x to about 1 ulp, by Cody-Waite reduction and a degree-6 polynomial; arguments are clamped to [-87, 87], NaN stays
+// NaN (min and max give their second operand when one is NaN, hence the two orders).
 SPEQ_INLINE Vec8 exp(Vec8 x) {
     x = min(broadcast(87.0f), max(broadcast(-87.0f), x));
     const Vec8 n = round_to_integer(mul(max(x, broadcast(-87.0f)), broadcast(1.44269504f)));
@@ -153,8 +153,8 @@ SPEQ_INLINE Vec8 exp(Vec8 x) {
     return mul(p, power_of_two(n));
 }
 
-// Eight lanes each for as many rows as fit a register: what the matrix products accumulate in. A row's lanes stay its own, so
-// wider registers do not change the order of its sum.
+// Eight lanes each for as many rows as fit a register: what the matrix products accumulate in. A row's lanes stay its
+// own, so wider registers do not change the order of its sum.
 #if SPEQ_AVX512
 
 constexpr int kWideRows = 2;

@@ -9,7 +9,8 @@ namespace speq {
 
 constexpr int kRowsPerBlock = 4;
 constexpr int kBlock = 64;  // columns of a row that share one 32-byte piece of the draft plane
-constexpr int kStripBlocks = 8;  // blocks of a row that are multiplied together, so that the strip of x stays in the L1 cache
+constexpr int kStripBlocks =
+    8;  // blocks of a row that are multiplied together, so that the strip of x stays in the L1 cache
 
 struct SplitWeight {
     const uint8_t* codes = nullptr;

@@ -52,7 +52,7 @@ struct Norm {
     float eps = 0;
 };
 
-struct Scratch {  // of one thread
+struct Scratch {                // of one thread
     Aligned<float> input;       // normalised activations of few tokens
     Aligned<int8_t> quantised;  // draft activations of one token
     Aligned<float> quantised_scales, quantised_offsets;
@@ -126,7 +126,8 @@ class Step {
 // Row blocks that a member takes at a time, at most.
 constexpr int kChunk = 16;
 
-// Up to this many tokens every member prepares its own copy of an operator's input: cheaper than sharing with a barrier.
+// Up to this many tokens every member prepares its own copy of an operator's input: cheaper than sharing with a
+// barrier.
 constexpr int kFewTokens = 16;
 
 }  // namespace speq

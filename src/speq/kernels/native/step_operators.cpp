@@ -44,7 +44,8 @@ class Linear final : public Operator {
     }
 
   private:
-    void multiply(Step& step, ProductInput& input, const LinearPart& part, const Matrix& m, int begin, int end, int member) {
+    void multiply(Step& step, ProductInput& input, const LinearPart& part, const Matrix& m, int begin, int end,
+                  int member) {
         const float* y = step.scratch(member).product.get();
         input.multiply(m, begin, end, step.scratch(member).product.get());
         for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row) {
@@ -102,7 +103,13 @@ class GatedLinear final : public Operator {
 class Rotary final : public Operator {
   public:
     Rotary(int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm, Norm k_norm)
-        : qkv_(qkv), layer_(layer), heads_(heads), kv_heads_(kv_heads), head_dim_(head_dim), q_norm_(q_norm), k_norm_(k_norm) {}
+        : qkv_(qkv),
+          layer_(layer),
+          heads_(heads),
+          kv_heads_(kv_heads),
+          head_dim_(head_dim),
+          q_norm_(q_norm),
+          k_norm_(k_norm) {}
 
     void run(Step& step, const Pass& pass, int) override {
         for (int t = next++; t < pass.count; t = next++) {
@@ -129,7 +136,13 @@ class Rotary final : public Operator {
 class Attention final : public Operator {
   public:
     Attention(int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window)
-        : qkv_(qkv), out_(out), layer_(layer), heads_(heads), group_(heads / kv_heads), head_dim_(head_dim), scale_(scale),
+        : qkv_(qkv),
+          out_(out),
+          layer_(layer),
+          heads_(heads),
+          group_(heads / kv_heads),
+          head_dim_(head_dim),
+          scale_(scale),
           window_(window) {}
 
     void run(Step& step, const Pass& pass, int member) override {
@@ -138,8 +151,8 @@ class Attention final : public Operator {
             const int t = i / heads_, h = i % heads_, position = pass.start + t;
             const size_t at = cache.offset(layer_, h / group_, 0);
             const int first = window_ > 0 ? std::max(0, position - window_ + 1) : 0;
-            step.kernels().attend(step.buffer(qkv_).row(t) + h * head_dim_, cache.keys + at, cache.values + at, first, position,
-                                  head_dim_, scale_, step.scratch(member).attention.get(),
+            step.kernels().attend(step.buffer(qkv_).row(t) + h * head_dim_, cache.keys + at, cache.values + at, first,
+                                  position, head_dim_, scale_, step.scratch(member).attention.get(),
                                   step.buffer(out_).row(t) + h * head_dim_);
         }
     }
@@ -167,7 +180,8 @@ class Head final : public Operator {
             for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row)
                 for (int t = 0; t < count; ++t)
                     step.logits_row(t)[row] =
-                        y[(static_cast<size_t>(row / kRowsPerBlock - begin) * count + t) * kRowsPerBlock + row % kRowsPerBlock];
+                        y[(static_cast<size_t>(row / kRowsPerBlock - begin) * count + t) * kRowsPerBlock +
+                          row % kRowsPerBlock];
         }
     }
 
@@ -189,12 +203,13 @@ std::unique_ptr<Operator> make_gated_linear(int x, Norm norm, int gate, int up, 
     return std::make_unique<GatedLinear>(x, norm, gate, up, out);
 }
 
-std::unique_ptr<Operator> make_rotary(int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm, Norm k_norm) {
+std::unique_ptr<Operator> make_rotary(int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm,
+                                      Norm k_norm) {
     return std::make_unique<Rotary>(qkv, layer, heads, kv_heads, head_dim, q_norm, k_norm);
 }
 
-std::unique_ptr<Operator> make_attention(int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale,
-                                         int window) {
+std::unique_ptr<Operator> make_attention(int qkv, int out, int layer, int heads, int kv_heads, int head_dim,
+                                         float scale, int window) {
     return std::make_unique<Attention>(qkv, out, layer, heads, kv_heads, head_dim, scale, window);
 }
 

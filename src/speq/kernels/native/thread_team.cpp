@@ -59,7 +59,8 @@ void ThreadTeam::barrier() {
 
 void ThreadTeam::work(int member) {
     for (uint32_t seen = 0;;) {
-        for (int spins = 0; jobs_.load(std::memory_order_acquire) == seen && spins < kSpinsBeforeSleep; ++spins) pause();
+        for (int spins = 0; jobs_.load(std::memory_order_acquire) == seen && spins < kSpinsBeforeSleep; ++spins)
+            pause();
         jobs_.wait(seen, std::memory_order_acquire);
         ++seen;
         if (stopping_) return;

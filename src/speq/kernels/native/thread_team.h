@@ -1,5 +1,5 @@
-// A fixed team of threads that runs one job together; the calling thread is member 0. Members meet at cheap spinning barriers
-// inside a job and sleep between jobs, so that an idle model costs no processor time.
+// A fixed team of threads that runs one job together; the calling thread is member 0. Members meet at cheap spinning
+// barriers inside a job and sleep between jobs, so that an idle model costs no processor time.
 #pragma once
 #include <atomic>
 #include <cstdint>
