@@ -47,12 +47,14 @@ class MockEngine:
         spread: float = 3.0,
         draft_cost: float = 0.3,
         verify_cost: Sequence[float] = (1.0,),
+        jitter: float = 0.0,
         salt: int = 0,
     ) -> None:
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.noise, self.spread, self.salt = noise, spread, salt
         self.draft_cost, self.verify_cost = draft_cost, verify_cost
+        self.jitter, self._timing = jitter, np.random.default_rng(salt)
         self.now = 0.0
         self.passes: list[tuple[int, bool]] = []
         self._cache: list[tuple[int, bool]] = []  # (token, whether its entry is exact)
@@ -68,7 +70,9 @@ class MockEngine:
         self, tokens: Sequence[int], *, draft: bool = False, logits: Literal["none", "last", "all"] = "last"
     ) -> NDArray[np.float32]:
         self.passes.append((len(tokens), draft))
-        self.now += self.draft_cost if draft else self.verify_cost[min(len(tokens), len(self.verify_cost)) - 1]
+        cost = self.draft_cost if draft else self.verify_cost[min(len(tokens), len(self.verify_cost)) - 1]
+        # A busy machine: most passes take a little longer, and one in twenty a lot.
+        self.now += cost * (1 + self.jitter * (self._timing.exponential() + 10 * (self._timing.random() < 0.05)))
         rows = []
         for token in tokens:
             assert draft or all(exact for _, exact in self._cache), "an exact pass over approximate entries"

@@ -248,6 +248,12 @@ def test_damaged_models_are_one_clear_line(fails, speq_run, tiny_checkpoint, wri
         tensors["model.norm.weight"][5] = np.nan
 
     spoilt = write_checkpoint(tmp_path / "spoilt", change=spoil)
+    code, out, err = speq_run("generate", spoilt, "-p", "a")
+    assert out == ""
+    note, error = err.splitlines()  # the run that converts says what it met
+    assert code == 1
+    assert note.startswith("note: model.norm.weight has 1 weights that are NaN or infinite")
+    assert "not finite" in error
     assert "not finite" in fails("generate", spoilt, "-p", "a")
 
 
@@ -348,6 +354,14 @@ def test_a_terminal_gets_a_status_line_and_a_summary(terminal, tiny_checkpoint):
     assert shown.index(b"\x1b[1;23r") < shown.rindex(b"\x1b[r")  # and given back
     assert b"40 tokens, first after" in shown
     assert b"tokens/s" in shown
+
+
+def test_a_terminal_gets_progress_bars(terminal, tiny_checkpoint, tmp_path):
+    process, fd = terminal("convert", tiny_checkpoint, tmp_path / "converted")
+    shown = read_terminal(fd, b"never shown")
+    assert process.wait(60) == 0
+    assert b"converting" in shown
+    assert b"bits each" in shown
 
 
 def test_ctrl_c_on_a_terminal_ends_with_a_summary(terminal, tiny_checkpoint):

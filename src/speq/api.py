@@ -109,6 +109,7 @@ class Model:
         tokenizer: ``None`` for a checkpoint without one; prompts are then token ids.
         name, format, threads: reported in results.
         ends: token ids that end a text.
+        notes: what the conversion changed or kept that the user should know.
     """
 
     def __init__(
@@ -120,10 +121,11 @@ class Model:
         format: str = "",
         threads: int = 1,
         ends: frozenset[int] = frozenset(),
+        notes: Sequence[str] = (),
     ) -> None:
         self.engine, self.tokenizer = engine, tokenizer
         self.name, self.format, self.threads = name, format, threads
-        self.ends = ends
+        self.ends, self.notes = ends, list(notes)
         self.running: Stream | None = None
         self._exact: list[int] = []  # tokens whose cache entries are exact, all of them but perhaps the last
         self._controllers: dict[tuple[str, int | None], Controller] = {}
@@ -277,7 +279,15 @@ def load(
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context)
     tokenizer = Tokenizer(path) if converted.tokenizer else None
     ends = tokenizer.eos_ids if tokenizer else end_ids(path)
-    return Model(engine, tokenizer, name=str(name), format=converted.spec.format, threads=threads, ends=ends)
+    return Model(
+        engine,
+        tokenizer,
+        name=str(name),
+        format=converted.spec.format,
+        threads=threads,
+        ends=ends,
+        notes=converted.notes,
+    )
 
 
 def _cores() -> int:

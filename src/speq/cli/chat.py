@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from speq.cli.generate import show
+from speq.cli.generate import print_notes, show
 from speq.cli.options import decoding_options, model_options, parse_decoding
 from speq.cli.terminal import ProgressBars, dim, is_live
 from speq.errors import SpeqError
@@ -38,8 +38,9 @@ def chat(
     messages = list(opening)
     with ProgressBars() as progress:
         loaded = load(model, threads=threads, context=context, progress=progress)
-        loaded.encode([*messages, {"role": "user", "content": ""}])  # no tokenizer or template: say so at once
         progress.close()
+        print_notes(loaded, progress)
+        loaded.encode([*messages, {"role": "user", "content": "Hello"}])  # no tokenizer or template: say so at once
         if is_live():
             print(dim(_HELP), file=sys.stderr)
         while (line := _read_line()) is not None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from speq.cli.options import decoding_options, model_options, parse_decoding
-from speq.cli.terminal import ProgressBars, StatusLine, dim, is_live
+from speq.cli.terminal import ProgressBars, StatusLine, dim, is_live, note
 from speq.errors import SpeqError
 
 if TYPE_CHECKING:
-    from speq.api import Stream
+    from speq.api import Model, Stream
     from speq.decoding.stats import Statistics
     from speq.decoding.stream import Piece
 
@@ -58,6 +58,8 @@ def generate(
 
     with ProgressBars() as progress:
         loaded = load(model, threads=threads, context=context, progress=progress)
+        progress.close()
+        print_notes(loaded, progress)
         stream = loaded.stream(given, max_new_tokens=max_tokens, raw=raw, progress=progress, **decoding.to_stream())
         if as_json:
             finished = _run(stream, progress, lambda piece: None)
@@ -65,6 +67,13 @@ def generate(
         else:
             finished = show(stream, progress, has_text=loaded.tokenizer is not None)
     return 0 if finished else 130
+
+
+def print_notes(model: Model, progress: ProgressBars) -> None:
+    """Say what the conversion changed or kept, if this run was the one that converted the model."""
+    if "converting" in progress.labels:
+        for line in model.notes:
+            note(line)
 
 
 def show(stream: Stream, progress: ProgressBars, *, has_text: bool = True) -> bool:
@@ -83,7 +92,7 @@ def show(stream: Stream, progress: ProgressBars, *, has_text: bool = True) -> bo
         try:
             finished = _run(stream, progress, show_piece)
         finally:
-            if not stream.result.text.endswith("\n"):
+            if stream.result.token_ids and not stream.result.text.endswith("\n"):
                 print(flush=True)
     if live:
         print(dim(summary(stream.result.stats) + ("" if finished else ", interrupted")), file=sys.stderr)

@@ -34,11 +34,15 @@ class ProgressBars:
     """A progress callback ``(label, done, total)`` that draws a bar per label on a terminal, and nothing elsewhere.
 
     The library that draws is loaded with the first report, so a command that has nothing to report starts at once.
+
+    Attributes:
+        labels: all labels that were reported, drawn or not.
     """
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self.labels: set[str] = set()
 
     def __enter__(self) -> ProgressBars:
         return self
@@ -55,21 +59,32 @@ class ProgressBars:
         self._progress, self._tasks = None, {}
 
     def __call__(self, label: str, done: int, total: int) -> None:
+        self.labels.add(label)
         if not sys.stderr.isatty():
             return
         if self._progress is None:
             self._progress = _make_bars()
             self._progress.start()
         if label not in self._tasks:
-            self._tasks[label] = self._progress.add_task(label, total=total)
-        self._progress.update(self._tasks[label], completed=done, total=total)
+            self._tasks[label] = self._progress.add_task(label, total=total, count="")
+        self._progress.update(self._tasks[label], completed=done, total=total, count=_count(done, total))
+
+
+def _count(done: int, total: int) -> str:
+    """Counts without a unit, which may be bytes, weights or tokens."""
+    return f"{done / 1e6:,.1f} of {total / 1e6:,.1f} million" if total >= 1_000_000 else f"{done:,} of {total:,}"
 
 
 def _make_bars() -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 

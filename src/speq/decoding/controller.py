@@ -78,7 +78,7 @@ class Controller:
             return
         self._since_plain += 1
         self._tokens = self._tokens * _KEEP + accepted + 1
-        self._seconds = self._seconds * _KEEP + draft_seconds + verify_seconds
+        self._seconds = self._seconds * _KEEP + drafted * self._costs.draft + self._costs.verify(drafted + 1)
         self._weight = self._weight * _KEEP + 1
         if self._may_pause:
             self._decide()

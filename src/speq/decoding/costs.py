@@ -7,13 +7,18 @@ than one over more tokens, which takes the sting out of a single slow measuremen
 
 from __future__ import annotations
 
-_MEMORY = 0.1  # weight of a new measurement once ten have been taken
+_MEMORY = 0.05  # weight of a new measurement once twenty have been taken
+_BEGINNING = 4  # measurements among which one may be cold
 _DRAFT_PRIOR = 0.3  # of a plain pass: a quarter of the bytes, and overheads
 _TOKEN_PRIOR = 0.03  # of a plain pass, for each further token of a verify pass
 
 
 class Average:
-    """A mean of the first measurements that forgets the old ones later."""
+    """A mean of the first measurements that forgets the old ones later.
+
+    A busy machine makes single measurements far too long, never too short. So a measurement counts as twice the mean at
+    most, and a mean that began with a long one is replaced by the first that is less than half of it.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -21,7 +26,10 @@ class Average:
 
     def add(self, value: float) -> None:
         self.count += 1
-        self.value += (value - self.value) * max(_MEMORY, 1 / self.count)
+        if self.count == 1 or (self.count <= _BEGINNING and value < self.value / 2):
+            self.value = value
+        else:
+            self.value += (min(value, 2 * self.value) - self.value) * max(_MEMORY, 1 / self.count)
 
 
 class Costs:
