@@ -25,6 +25,7 @@ class ExactRows {
             each<M>([&](auto i, auto m) SPEQ_LAMBDA { acc[i][m] = wide_zero(); });
             const uint16_t* scales = w_.scales_at(rb);
             for (int b = 0; b < w_.blocks(); ++b) {
+                prefetch_ahead(rb, b);
                 const float* x = x_ + static_cast<size_t>(b) * kBlock;
                 unroll<kWides>([&](auto i) SPEQ_LAMBDA {
                     decode(rb, b, i * kWideRows, scales, [&](int j, Wide w) SPEQ_LAMBDA {
@@ -47,12 +48,14 @@ class ExactRows {
             const uint16_t* scales = w_.scales_at(rb);
             for (int first = 0; first < w_.blocks(); first += kStripBlocks) {
                 const int last = std::min(first + kStripBlocks, w_.blocks());
-                for (int b = first; b < last; ++b)
+                for (int b = first; b < last; ++b) {
+                    prefetch_ahead(rb, b);
                     unroll<kWides>([&](auto i) SPEQ_LAMBDA {
                         float* out = strip + (b - first) * kBlock * kRowsPerBlock + i * kWideRows * 8;
                         decode(rb, b, i * kWideRows, scales,
                                [&](int j, Wide w) SPEQ_LAMBDA { wide_store(out + j * 8 * kRowsPerBlock, w); });
                     });
+                }
                 const int vectors = (last - first) * (kBlock / 8);
                 for (int m = 0; m < tokens;) m += tile(tokens - m, strip, vectors, m, first * kBlock, acc);
             }
@@ -67,10 +70,22 @@ class ExactRows {
 
   private:
     static constexpr int kWides = kRowsPerBlock / kWideRows;
+    static constexpr int kPrefetchBlocks = 16;
 
     template <int M, class Do>
     static SPEQ_INLINE void each(Do&& f) {
         unroll<kWides>([&](auto i) SPEQ_LAMBDA { unroll<M>([&](auto m) SPEQ_LAMBDA { f(i, m); }); });
+    }
+
+    // Asks for the planes of the block kPrefetchBlocks ahead. The planes are read once and in order, but from two
+    // places at a time and, with several tokens, in bursts: hardware prefetchers alone leave half of the bandwidth
+    // unused.
+    SPEQ_INLINE void prefetch_ahead(int rb, int b) const {
+        const size_t at = static_cast<size_t>(rb) * w_.blocks() + b + kPrefetchBlocks;
+        const uint8_t* codes = w_.codes + at * (kRowsPerBlock * kBlock / 2);
+        const uint8_t* residual = w_.residual + at * F::tile;
+        unroll<kRowsPerBlock * kBlock / 2 / 64>([&](auto i) SPEQ_LAMBDA { prefetch(codes + i * 64); });
+        unroll<F::tile / 64>([&](auto i) SPEQ_LAMBDA { prefetch(residual + i * 64); });
     }
 
     template <class Emit>

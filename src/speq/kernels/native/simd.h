@@ -26,6 +26,8 @@
 
 namespace speq::SPEQ_ISA {
 
+SPEQ_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
 // f(0), f(1), ..., f(N - 1) with compile-time indices, so that arrays of vectors indexed by them stay in registers.
 template <int N, class F>
 SPEQ_INLINE void unroll(F&& f) {
