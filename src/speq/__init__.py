@@ -13,16 +13,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from speq.api import Model, Result, Stream, load
+    from speq.api import Model, Stream, load
     from speq.decoding.sampling import Sampling
     from speq.decoding.stats import Statistics
     from speq.decoding.stream import Piece
     from speq.errors import SpeqError
+    from speq.result import Result
 
 _HOMES = {
     "Model": "speq.api",
     "Piece": "speq.decoding.stream",
-    "Result": "speq.api",
+    "Result": "speq.result",
     "Sampling": "speq.decoding.sampling",
     "SpeqError": "speq.errors",
     "Statistics": "speq.decoding.stats",

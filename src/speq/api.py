@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -22,6 +20,7 @@ from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
 from speq.decoding.stream import Piece, stream_pieces
 from speq.errors import SpeqError
+from speq.result import Result
 
 if TYPE_CHECKING:
     from speq.models.tokenizer import Tokenizer
@@ -31,46 +30,6 @@ Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 DRAFTS = ("auto", "self", "none")
 LONGEST_DRAFT = 16
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished (or interrupted) generation. ``text`` is empty for a model without a tokenizer."""
-
-    text: str
-    token_ids: list[int]
-    stats: Statistics
-    draft: str
-    model: str
-    format: str
-    threads: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The object that ``speq generate --json`` prints; its fields are a stable interface."""
-        stats = self.stats
-        return {
-            "text": self.text,
-            "token_ids": self.token_ids,
-            "prompt_tokens": stats.prompt_tokens,
-            "new_tokens": stats.new_tokens,
-            "finish_reason": stats.finish_reason,
-            "prefill_seconds": stats.prefill_seconds,
-            "decode_seconds": stats.decode_seconds,
-            "tokens_per_second": stats.tokens_per_second,
-            "draft": self.draft,
-            "rounds": stats.rounds,
-            "drafted": stats.drafted,
-            "accepted": stats.accepted,
-            "acceptance_rate": stats.acceptance_rate,
-            "tokens_per_round": stats.tokens_per_round,
-            "accepted_per_position": stats.accepted_per_position,
-            "draft_seconds": stats.draft_seconds,
-            "verify_seconds": stats.verify_seconds,
-            "seed": stats.seed,
-            "model": self.model,
-            "format": self.format,
-            "threads": self.threads,
-        }
 
 
 class Stream(Iterator[Piece]):
@@ -267,13 +226,14 @@ def load(
     """
     from speq.checkpoint.converted import load_converted
     from speq.checkpoint.resolve import resolve
+    from speq.kernels.native import default_threads
     from speq.models.config import model_config
     from speq.models.model import Engine as ModelEngine
     from speq.models.tokenizer import Tokenizer, end_ids
 
     if threads is not None and threads < 1:
         raise SpeqError(f"threads {threads} is out of range: use at least 1")
-    threads = threads or _cores()
+    threads = threads or default_threads()
     path = resolve(str(name), progress=progress, threads=threads, check=model_config)
     converted = load_converted(path)
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context)
@@ -288,11 +248,6 @@ def load(
         ends=ends,
         notes=converted.notes,
     )
-
-
-def _cores() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_options(max_new_tokens: int | None, draft: str, draft_length: int | None, stop: Sequence[str]) -> None:

@@ -163,29 +163,27 @@ void bind_step(nb::module_& m) {
         .def_static("make", &make_step)
         .def("add_buffer", &Step::add_buffer)
         .def("add_matrix", &Step::add_matrix)
-        .def("embed", [](Step& s, int matrix, int out) { s.add_operator(make_embed(matrix, out)); })
+        .def("embed", [](Step& s, int matrix, int out) { add_embed(s, matrix, out); })
         .def("linear",
              [](Step& s, int x, NormArgument norm, const std::vector<std::tuple<int, int, nb::object>>& parts, int out,
                 bool accumulate) {
                  std::vector<LinearPart> list;
                  for (const auto& [matrix, column, bias] : parts)
                      list.push_back({matrix, column, bias.is_none() ? nullptr : nb::cast<Vector<float>>(bias).data()});
-                 s.add_operator(make_linear(x, make_norm(norm), std::move(list), out, accumulate));
+                 add_linear(s, x, make_norm(norm), std::move(list), out, accumulate);
              })
         .def("gated_linear", [](Step& s, int x, NormArgument norm, int gate, int up,
-                                int out) { s.add_operator(make_gated_linear(x, make_norm(norm), gate, up, out)); })
+                                int out) { add_gated_linear(s, x, make_norm(norm), gate, up, out); })
         .def("rotary",
              [](Step& s, int qkv, int layer, int heads, int kv_heads, int head_dim, NormArgument q_norm,
                 NormArgument k_norm) {
-                 s.add_operator(
-                     make_rotary(qkv, layer, heads, kv_heads, head_dim, make_norm(q_norm), make_norm(k_norm)));
+                 add_rotary(s, qkv, layer, heads, kv_heads, head_dim, make_norm(q_norm), make_norm(k_norm));
              })
         .def("attention",
              [](Step& s, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window) {
-                 s.add_operator(make_attention(qkv, out, layer, heads, kv_heads, head_dim, scale, window));
+                 add_attention(s, qkv, out, layer, heads, kv_heads, head_dim, scale, window);
              })
-        .def("head", [](Step& s, int x, NormArgument norm,
-                        int matrix) { s.add_operator(make_head(x, make_norm(norm), matrix)); })
+        .def("head", [](Step& s, int x, NormArgument norm, int matrix) { add_head(s, x, make_norm(norm), matrix); })
         .def("bind", &Step::bind)
         .def("run", &run)
         .def_prop_ro("isa", [](const Step& s) { return std::string(s.isa()); })

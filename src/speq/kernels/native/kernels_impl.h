@@ -5,6 +5,7 @@
 #include "exact.h"
 #include "kernels.h"
 #include "operators.h"
+#include "quantise.h"
 
 namespace speq::SPEQ_ISA {
 

@@ -8,12 +8,13 @@ namespace speq {
 Step::Step(const std::string& isa, int threads, int max_tokens, Cache cache, std::vector<float> inverse_frequencies,
            float rotary_scale, int vocab_size)
     : kernels_(speq::kernels(isa)),
-      team_(threads),
+      threads_(threads),
       max_tokens_(max_tokens),
       cache_(cache),
       inverse_frequencies_(std::move(inverse_frequencies)),
       rotary_scale_(rotary_scale),
-      vocab_size_(vocab_size) {}
+      vocab_size_(vocab_size),
+      team_(threads, [this](int member, uint32_t run) { work(member, run); }) {}
 
 int Step::add_buffer(int width) {
     const int stride = (width + kBlock - 1) / kBlock * kBlock;
@@ -30,7 +31,7 @@ int Step::add_matrix(const SplitWeight& weight) {
 void Step::bind() {
     int columns = 0;
     for (const auto& m : matrices_) columns = std::max(columns, m.weight.padded_columns());
-    scratch_.resize(team_.size());
+    scratch_.resize(threads_);
     for (auto& s : scratch_) {
         s.input = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
         s.quantised = make_aligned<int8_t>(columns);
@@ -64,14 +65,29 @@ int Step::run(const Pass& pass) {
         logits_rows_ = rows;
     }
     prepare_rotation(pass);
-    for (auto& op : operators_) op->next.store(0, std::memory_order_relaxed);
-    team_.run([&](int member) {
-        for (auto& op : operators_) {
-            op->run(*this, pass, member);
-            team_.barrier();
-        }
-    });
+    {
+        const std::lock_guard lock(pass_mutex_);
+        pass_ = pass;
+        pass_run_ = team_.next_run();
+    }
+    team_.run();
     return rows;
+}
+
+void Step::work(int member, uint32_t run) {
+    Pass pass;
+    {
+        const std::lock_guard lock(pass_mutex_);
+        if (pass_run_ != run) return;  // too late: the run is over and the next one has begun
+        pass = pass_;
+    }
+    for (auto& op : operators_) {
+        const int total = op->tasks(*this, pass);
+        if (total == 0) continue;
+        Tasks tasks(op->stage, run, total);
+        op->run(*this, pass, tasks, member);
+        team_.wait(op->stage, run, total);
+    }
 }
 
 }  // namespace speq

@@ -1,7 +1,7 @@
 // One decoding step of a model: operators bound to memory once, replayed by run() without allocation or Python.
 #pragma once
-#include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -62,12 +62,35 @@ struct Scratch {                // of one thread
 
 class Step;
 
+// The claim to tasks of one operator in one run.
+class Tasks {
+  public:
+    Tasks(Stage& stage, uint32_t run, int total) : stage_(stage), run_(run), total_(total) {}
+
+    // Calls work(task) for tasks that nobody else has taken, until there are none.
+    template <class Work>
+    void each(Work&& work) {
+        for (int task = stage_.claim(run_, total_); task >= 0; task = stage_.claim(run_, total_)) {
+            work(task);
+            stage_.finish_task(run_);
+        }
+    }
+
+  private:
+    Stage& stage_;
+    uint32_t run_;
+    int total_;
+};
+
 class Operator {
   public:
     virtual ~Operator() = default;
-    // Called by every member of the team; the members share the work through `next`.
-    virtual void run(Step& step, const Pass& pass, int member) = 0;
-    std::atomic<int> next{0};
+    // How many tasks the operator has in this pass; none skips it.
+    virtual int tasks(Step& step, const Pass& pass) const = 0;
+    // Called by every member, which works on the tasks it gets. Inputs are complete and stable only inside a task.
+    virtual void run(Step& step, const Pass& pass, Tasks& tasks, int member) = 0;
+
+    Stage stage;
 };
 
 class Step {
@@ -90,11 +113,10 @@ class Step {
     int max_tokens() const { return max_tokens_; }
     int capacity() const { return cache_.capacity; }
     const char* isa() const { return kernels_.name; }
-    int threads() const { return team_.size(); }
+    int threads() const { return threads_; }
 
     // For the operators.
     const Kernels& kernels() const { return kernels_; }
-    ThreadTeam& team() { return team_; }
     const Cache& cache() const { return cache_; }
     Buffer& buffer(int index) { return buffers_[index]; }
     const Matrix& matrix(int index) const { return matrices_[index]; }
@@ -107,9 +129,10 @@ class Step {
 
   private:
     void prepare_rotation(const Pass& pass);
+    void work(int member, uint32_t run);
 
     const Kernels& kernels_;
-    ThreadTeam team_;
+    const int threads_;
     const int max_tokens_;
     const Cache cache_;
     const std::vector<float> inverse_frequencies_;
@@ -121,6 +144,11 @@ class Step {
     std::vector<Scratch> scratch_;
     Aligned<float> shared_input_, cosines_, sines_, logits_;
     int logits_rows_ = 0;
+
+    std::mutex pass_mutex_;  // guards the two below, which tell members what the current run is
+    Pass pass_{};
+    uint32_t pass_run_ = 0;
+    ThreadTeam team_;  // last, so that its threads end before anything they use
 };
 
 // Row blocks that a member takes at a time, at most.

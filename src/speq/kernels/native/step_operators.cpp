@@ -10,14 +10,32 @@ namespace {
 class Embed final : public Operator {
   public:
     Embed(int matrix, int out) : matrix_(matrix), out_(out) {}
-    void run(Step& step, const Pass& pass, int) override {
+    int tasks(Step&, const Pass& pass) const override { return pass.count; }
+    void run(Step& step, const Pass& pass, Tasks& tasks, int) override {
         const Matrix& table = step.matrix(matrix_);
-        for (int t = next++; t < pass.count; t = next++)
-            table.decode_row(table.weight, pass.tokens[t], step.buffer(out_).row(t));
+        tasks.each([&](int t) { table.decode_row(table.weight, pass.tokens[t], step.buffer(out_).row(t)); });
     }
 
   private:
     int matrix_, out_;
+};
+
+// Many tokens are normalised once, together, before the product that asked for it; few are left to each member.
+class Normalise final : public Operator {
+  public:
+    Normalise(int x, Norm norm) : x_(x), norm_(norm) {}
+    int tasks(Step&, const Pass& pass) const override { return pass.count > kFewTokens ? pass.count : 0; }
+    void run(Step& step, const Pass&, Tasks& tasks, int) override {
+        Buffer& x = step.buffer(x_);
+        tasks.each([&](int t) {
+            step.kernels().rms_norm(x.row(t), norm_.weight, x.width, x.stride, norm_.eps,
+                                    step.shared_input() + static_cast<size_t>(t) * x.stride);
+        });
+    }
+
+  private:
+    int x_;
+    Norm norm_;
 };
 
 class Linear final : public Operator {
@@ -25,13 +43,13 @@ class Linear final : public Operator {
     Linear(int x, Norm norm, std::vector<LinearPart> parts, int out, bool accumulate)
         : x_(x), norm_(norm), parts_(std::move(parts)), out_(out), accumulate_(accumulate) {}
 
-    void run(Step& step, const Pass& pass, int member) override {
+    int tasks(Step& step, const Pass&) const override { return chunks_of(row_blocks(step), step.threads()); }
+
+    void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
         ProductInput input(step, pass, member, step.buffer(x_), norm_, 0, pass.count);
-        int total = 0;
-        for (const auto& part : parts_) total += step.matrix(part.matrix).weight.row_blocks();
-        const int chunk = chunk_of(total, step.threads());
-        for (int begin = next.fetch_add(chunk); begin < total; begin = next.fetch_add(chunk)) {
-            const int end = std::min(begin + chunk, total);
+        const int total = row_blocks(step), chunk = chunk_of(total, step.threads());
+        tasks.each([&](int task) {
+            const int begin = task * chunk, end = std::min(begin + chunk, total);
             int first = 0;  // of the part, in row blocks of all parts
             for (const auto& part : parts_) {
                 const Matrix& m = step.matrix(part.matrix);
@@ -40,20 +58,25 @@ class Linear final : public Operator {
                     multiply(step, input, part, m, std::max(begin, first) - first, std::min(end, last) - first, member);
                 first = last;
             }
-        }
+        });
     }
 
   private:
+    int row_blocks(Step& step) const {
+        int total = 0;
+        for (const auto& part : parts_) total += step.matrix(part.matrix).weight.row_blocks();
+        return total;
+    }
+
     void multiply(Step& step, ProductInput& input, const LinearPart& part, const Matrix& m, int begin, int end,
                   int member) {
         const float* y = step.scratch(member).product.get();
         input.multiply(m, begin, end, step.scratch(member).product.get());
         for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row) {
-            const float bias = part.bias ? part.bias[row] : 0.0f;
             const int rb = row / kRowsPerBlock - begin;
             for (int t = 0; t < input.count(); ++t) {
                 float value = y[(static_cast<size_t>(rb) * input.count() + t) * kRowsPerBlock + row % kRowsPerBlock];
-                if (part.bias) value += bias;
+                if (part.bias) value += part.bias[row];
                 float& out = step.buffer(out_).row(t)[part.column + row];
                 out = accumulate_ ? out + value : value;
             }
@@ -71,13 +94,17 @@ class GatedLinear final : public Operator {
   public:
     GatedLinear(int x, Norm norm, int gate, int up, int out) : x_(x), norm_(norm), gate_(gate), up_(up), out_(out) {}
 
-    void run(Step& step, const Pass& pass, int member) override {
+    int tasks(Step& step, const Pass&) const override {
+        return chunks_of(step.matrix(gate_).weight.row_blocks(), step.threads());
+    }
+
+    void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
         ProductInput input(step, pass, member, step.buffer(x_), norm_, 0, pass.count);
         const Matrix &gate = step.matrix(gate_), &up = step.matrix(up_);
         Scratch& scratch = step.scratch(member);
         const int total = gate.weight.row_blocks(), chunk = chunk_of(total, step.threads());
-        for (int begin = next.fetch_add(chunk); begin < total; begin = next.fetch_add(chunk)) {
-            const int end = std::min(begin + chunk, total);
+        tasks.each([&](int task) {
+            const int begin = task * chunk, end = std::min(begin + chunk, total);
             input.multiply(gate, begin, end, scratch.product.get());
             input.multiply(up, begin, end, scratch.product2.get());
             const int first = begin * kRowsPerBlock, rows = std::min(end * kRowsPerBlock, gate.weight.rows) - first;
@@ -91,7 +118,7 @@ class GatedLinear final : public Operator {
                 }
                 step.kernels().swiglu(g, u, rows);
             }
-        }
+        });
     }
 
   private:
@@ -111,8 +138,10 @@ class Rotary final : public Operator {
           q_norm_(q_norm),
           k_norm_(k_norm) {}
 
-    void run(Step& step, const Pass& pass, int) override {
-        for (int t = next++; t < pass.count; t = next++) {
+    int tasks(Step&, const Pass& pass) const override { return pass.count; }
+
+    void run(Step& step, const Pass& pass, Tasks& tasks, int) override {
+        tasks.each([&](int t) {
             float* head = step.buffer(qkv_).row(t);
             for (int h = 0; h < heads_ + kv_heads_; ++h, head += head_dim_) {
                 const Norm& norm = h < heads_ ? q_norm_ : k_norm_;
@@ -125,7 +154,7 @@ class Rotary final : public Operator {
                 step.kernels().to_cache(keys + h * head_dim_, head_dim_, step.cache().keys + at);
                 step.kernels().to_cache(values + h * head_dim_, head_dim_, step.cache().values + at);
             }
-        }
+        });
     }
 
   private:
@@ -145,16 +174,18 @@ class Attention final : public Operator {
           scale_(scale),
           window_(window) {}
 
-    void run(Step& step, const Pass& pass, int member) override {
+    int tasks(Step&, const Pass& pass) const override { return pass.count * heads_; }
+
+    void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
         const Cache& cache = step.cache();
-        for (int i = next++; i < pass.count * heads_; i = next++) {
-            const int t = i / heads_, h = i % heads_, position = pass.start + t;
+        tasks.each([&](int task) {
+            const int t = task / heads_, h = task % heads_, position = pass.start + t;
             const size_t at = cache.offset(layer_, h / group_, 0);
             const int first = window_ > 0 ? std::max(0, position - window_ + 1) : 0;
             step.kernels().attend(step.buffer(qkv_).row(t) + h * head_dim_, cache.keys + at, cache.values + at, first,
                                   position, head_dim_, scale_, step.scratch(member).attention.get(),
                                   step.buffer(out_).row(t) + h * head_dim_);
-        }
+        });
     }
 
   private:
@@ -167,22 +198,25 @@ class Head final : public Operator {
   public:
     Head(int x, Norm norm, int matrix) : x_(x), norm_(norm), matrix_(matrix) {}
 
-    void run(Step& step, const Pass& pass, int member) override {
-        if (pass.logits == Logits::none) return;
+    int tasks(Step& step, const Pass& pass) const override {
+        return pass.logits == Logits::none ? 0 : chunks_of(step.matrix(matrix_).weight.row_blocks(), step.threads());
+    }
+
+    void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
         const int first = pass.logits == Logits::last ? pass.count - 1 : 0, count = pass.count - first;
         ProductInput input(step, pass, member, step.buffer(x_), norm_, first, count);
         const Matrix& m = step.matrix(matrix_);
         const int total = m.weight.row_blocks(), chunk = chunk_of(total, step.threads());
         float* y = step.scratch(member).product.get();
-        for (int begin = next.fetch_add(chunk); begin < total; begin = next.fetch_add(chunk)) {
-            const int end = std::min(begin + chunk, total);
+        tasks.each([&](int task) {
+            const int begin = task * chunk, end = std::min(begin + chunk, total);
             input.multiply(m, begin, end, y);
             for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row)
                 for (int t = 0; t < count; ++t)
                     step.logits_row(t)[row] =
                         y[(static_cast<size_t>(row / kRowsPerBlock - begin) * count + t) * kRowsPerBlock +
                           row % kRowsPerBlock];
-        }
+        });
     }
 
   private:
@@ -193,26 +227,30 @@ class Head final : public Operator {
 
 }  // namespace
 
-std::unique_ptr<Operator> make_embed(int matrix, int out) { return std::make_unique<Embed>(matrix, out); }
+void add_embed(Step& step, int matrix, int out) { step.add_operator(std::make_unique<Embed>(matrix, out)); }
 
-std::unique_ptr<Operator> make_linear(int x, Norm norm, std::vector<LinearPart> parts, int out, bool accumulate) {
-    return std::make_unique<Linear>(x, norm, std::move(parts), out, accumulate);
+void add_linear(Step& step, int x, Norm norm, std::vector<LinearPart> parts, int out, bool accumulate) {
+    if (norm.weight) step.add_operator(std::make_unique<Normalise>(x, norm));
+    step.add_operator(std::make_unique<Linear>(x, norm, std::move(parts), out, accumulate));
 }
 
-std::unique_ptr<Operator> make_gated_linear(int x, Norm norm, int gate, int up, int out) {
-    return std::make_unique<GatedLinear>(x, norm, gate, up, out);
+void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out) {
+    if (norm.weight) step.add_operator(std::make_unique<Normalise>(x, norm));
+    step.add_operator(std::make_unique<GatedLinear>(x, norm, gate, up, out));
 }
 
-std::unique_ptr<Operator> make_rotary(int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm,
-                                      Norm k_norm) {
-    return std::make_unique<Rotary>(qkv, layer, heads, kv_heads, head_dim, q_norm, k_norm);
+void add_rotary(Step& step, int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm, Norm k_norm) {
+    step.add_operator(std::make_unique<Rotary>(qkv, layer, heads, kv_heads, head_dim, q_norm, k_norm));
 }
 
-std::unique_ptr<Operator> make_attention(int qkv, int out, int layer, int heads, int kv_heads, int head_dim,
-                                         float scale, int window) {
-    return std::make_unique<Attention>(qkv, out, layer, heads, kv_heads, head_dim, scale, window);
+void add_attention(Step& step, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale,
+                   int window) {
+    step.add_operator(std::make_unique<Attention>(qkv, out, layer, heads, kv_heads, head_dim, scale, window));
 }
 
-std::unique_ptr<Operator> make_head(int x, Norm norm, int matrix) { return std::make_unique<Head>(x, norm, matrix); }
+void add_head(Step& step, int x, Norm norm, int matrix) {
+    step.add_operator(std::make_unique<Normalise>(x, norm));
+    step.add_operator(std::make_unique<Head>(x, norm, matrix));
+}
 
 }  // namespace speq

@@ -15,41 +15,32 @@ void pause() {
 #endif
 }
 
-// A barrier is a few hundred nanoseconds away when every member has a core; give the core away when it is not.
+// A stage ends within microseconds when every member has a core; give the core away when it does not.
 constexpr int kSpinsBeforeYield = 4000;
-// Decoding starts the next job within a millisecond or so; sleeping and waking would cost as much.
+// Decoding starts the next run within a millisecond or so; sleeping and waking would cost as much.
 constexpr int kSpinsBeforeSleep = 20000;
 
 }  // namespace
 
-ThreadTeam::ThreadTeam(int size) : size_(size) {
+ThreadTeam::ThreadTeam(int size, std::function<void(int, uint32_t)> job) : size_(size), job_(std::move(job)) {
     for (int member = 1; member < size; ++member) threads_.emplace_back([this, member] { work(member); });
 }
 
 ThreadTeam::~ThreadTeam() {
-    stopping_ = true;
-    jobs_.fetch_add(1, std::memory_order_release);
-    jobs_.notify_all();
+    stopping_.store(true, std::memory_order_relaxed);
+    runs_.fetch_add(1, std::memory_order_release);
+    runs_.notify_all();
     for (auto& thread : threads_) thread.join();
 }
 
-void ThreadTeam::run(const std::function<void(int)>& job) {
-    job_ = &job;
-    jobs_.fetch_add(1, std::memory_order_release);
-    jobs_.notify_all();
-    job(0);
-    barrier();
+void ThreadTeam::run() {
+    const uint32_t run = runs_.fetch_add(1, std::memory_order_release) + 1;
+    if (size_ > 1) runs_.notify_all();
+    job_(0, run);
 }
 
-void ThreadTeam::barrier() {
-    if (size_ == 1) return;
-    const uint32_t passed = barriers_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-        arrived_.store(0, std::memory_order_relaxed);
-        barriers_.store(passed + 1, std::memory_order_release);
-        return;
-    }
-    for (int spins = 0; barriers_.load(std::memory_order_acquire) == passed; ++spins) {
+void ThreadTeam::wait(const Stage& stage, uint32_t run, int total) const {
+    for (int spins = 0; !stage.is_finished(run, total); ++spins) {
         if (spins < kSpinsBeforeYield)
             pause();
         else
@@ -59,13 +50,12 @@ void ThreadTeam::barrier() {
 
 void ThreadTeam::work(int member) {
     for (uint32_t seen = 0;;) {
-        for (int spins = 0; jobs_.load(std::memory_order_acquire) == seen && spins < kSpinsBeforeSleep; ++spins)
+        for (int spins = 0; runs_.load(std::memory_order_acquire) == seen && spins < kSpinsBeforeSleep; ++spins)
             pause();
-        jobs_.wait(seen, std::memory_order_acquire);
-        ++seen;
-        if (stopping_) return;
-        (*job_)(member);
-        barrier();
+        runs_.wait(seen, std::memory_order_acquire);
+        seen = runs_.load(std::memory_order_acquire);
+        if (stopping_.load(std::memory_order_relaxed)) return;
+        job_(member, seen);
     }
 }
 

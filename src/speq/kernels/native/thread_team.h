@@ -1,5 +1,7 @@
-// A fixed team of threads that runs one job together; the calling thread is member 0. Members meet at cheap spinning
-// barriers inside a job and sleep between jobs, so that an idle model costs no processor time.
+// A fixed team of threads that runs one job again and again; the calling thread is member 0. The job is divided into
+// stages of tasks, and the next stage may begin when all tasks of the last are finished, not when all members have
+// arrived: a member that lost its core to another process holds up nobody unless it lost it inside a task. Between jobs
+// members sleep.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -9,30 +11,69 @@
 
 namespace speq {
 
+// The tasks of one stage, claimed one by one by whoever is free. Counts carry the number of the run they belong to, so
+// that nothing has to be reset and a member left over from an earlier run can do no harm.
+class Stage {
+  public:
+    // The next task in 0..total-1, or -1 if there is none left for this run.
+    int claim(uint32_t run, int total) {
+        uint64_t seen = claimed_.load(std::memory_order_relaxed);
+        for (;;) {
+            const int next = run_of(seen) == run ? count_of(seen) : 0;
+            if (next >= total || is_later(run_of(seen), run)) return -1;
+            if (claimed_.compare_exchange_weak(seen, pack(run, next + 1), std::memory_order_acq_rel)) return next;
+        }
+    }
+    void finish_task(uint32_t run) {
+        uint64_t seen = finished_.load(std::memory_order_relaxed);
+        while (!finished_.compare_exchange_weak(seen, pack(run, run_of(seen) == run ? count_of(seen) + 1 : 1),
+                                                std::memory_order_acq_rel)) {
+        }
+    }
+    // Whether all tasks of this run are finished; also true when a later run has begun.
+    bool is_finished(uint32_t run, int total) const {
+        const uint64_t seen = finished_.load(std::memory_order_acquire);
+        return (run_of(seen) == run && count_of(seen) == total) || is_later(run_of(seen), run);
+    }
+
+  private:
+    static uint64_t pack(uint32_t run, int count) {
+        return static_cast<uint64_t>(run) << 32 | static_cast<uint32_t>(count);
+    }
+    static uint32_t run_of(uint64_t state) { return static_cast<uint32_t>(state >> 32); }
+    static int count_of(uint64_t state) { return static_cast<int>(state & 0xffffffffu); }
+    static bool is_later(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) > 0; }
+
+    alignas(64) std::atomic<uint64_t> claimed_{0};
+    alignas(64) std::atomic<uint64_t> finished_{0};
+};
+
 class ThreadTeam {
   public:
-    explicit ThreadTeam(int size);
+    // job(member, run) is called on every member for every run; it must return early when it finds a later run begun.
+    ThreadTeam(int size, std::function<void(int, uint32_t)> job);
     ~ThreadTeam();
     ThreadTeam(const ThreadTeam&) = delete;
     ThreadTeam& operator=(const ThreadTeam&) = delete;
 
     int size() const { return size_; }
 
-    // Runs job(member) on every member and returns when all have finished. The job must not throw.
-    void run(const std::function<void(int)>& job);
+    // Starts the next run on all members and returns when the caller's own part of it is over.
+    void run();
 
-    // Waits until every member has called it; only inside a job.
-    void barrier();
+    // The number that the next run() gives to its run.
+    uint32_t next_run() const { return runs_.load(std::memory_order_relaxed) + 1; }
+
+    // Waits, politely, until the stage's tasks are finished.
+    void wait(const Stage& stage, uint32_t run, int total) const;
 
   private:
     void work(int member);
 
     const int size_;
-    const std::function<void(int)>* job_ = nullptr;
-    bool stopping_ = false;
-    alignas(64) std::atomic<uint32_t> jobs_{0};      // counts jobs started; members sleep on it
-    alignas(64) std::atomic<int> arrived_{0};        // members waiting at the current barrier
-    alignas(64) std::atomic<uint32_t> barriers_{0};  // counts barriers passed
+    const std::function<void(int, uint32_t)> job_;
+    std::atomic<bool> stopping_{false};
+    alignas(64) std::atomic<uint32_t> runs_{0};  // runs started; members sleep on it
     std::vector<std::thread> threads_;
 };
 

@@ -1,0 +1,63 @@
+// The block decoder in plain C++: what the others are compared with.
+#pragma once
+#include "format.h"
+#include "simd.h"
+#include "split.h"
+
+namespace speq::SPEQ_ISA {
+
+struct Table {
+    uint16_t bits[16];  // sign << 15 | T[c] by code
+};
+
+template <class F>
+class TableMaker {
+  public:
+    explicit TableMaker(const SplitWeight& w) : weight_(w) {}
+    Table make(const uint16_t* scale) const {
+        Table t;
+        for (int c = 0; c < 8; ++c) {
+            uint16_t base = weight_.table[c];
+            if constexpr (F::table_per_group) {
+                const uint16_t edge = truncate_to<F::dtype>(weight_.edges[c] * bf16_to_float(*scale));
+                base = edge > weight_.drops[c] ? static_cast<uint16_t>(edge - weight_.drops[c]) : 0;
+            }
+            t.bits[c] = base;
+            t.bits[8 + c] = static_cast<uint16_t>(base | 0x8000u);
+        }
+        return t;
+    }
+
+  private:
+    const SplitWeight& weight_;
+};
+
+// Column within its half of the block whose code stands in byte b of the draft plane; see docs/formats.md.
+template <DType D>
+constexpr int column_of_byte(int b) {
+    const int lane = b / 16, i = b % 16;
+    return D == DType::bf16 ? 8 * (2 * (i / 8) + i % 2) + (i % 8) / 2 + 4 * lane : 8 * (2 * (i / 8) + lane) + i % 8;
+}
+
+template <class F, class Emit>
+SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row, const Table& first,
+                              const Table& second, Emit&& emit) {
+    float out[kBlock];
+    for (int half = 0; half < 2; ++half) {
+        const Table& t = half ? second : first;
+        for (int b = 0; b < 32; ++b) {
+            const int code = codes[32 * row + b] >> (4 * half) & 15;
+            int high;
+            if constexpr (F::residual_bits == 12)
+                high = tile[256 + 32 * row + b] >> (4 * half) & 15;
+            else
+                high = tile[256 + 16 * row + b % 16] >> (4 * half + 2 * (b / 16)) & 3;
+            const int residual = high << 8 | tile[128 * half + 32 * row + b];
+            out[32 * half + column_of_byte<F::dtype>(b)] =
+                to_float<F::dtype>(static_cast<uint16_t>(t.bits[code] + residual));
+        }
+    }
+    for (int j = 0; j < 8; ++j) emit(j, load(out + 8 * j));
+}
+
+}  // namespace speq::SPEQ_ISA

@@ -1,0 +1,79 @@
+// Activations of one token for the draft product: int8 in -63..63, in the byte order of the draft plane, with one scale
+// per 64 columns (per 32 where groups are that small).
+#pragma once
+#include "block_decoder.h"
+#include "kernels.h"
+
+namespace speq::SPEQ_ISA {
+
+#if SPEQ_AVX2
+
+template <DType D>
+SPEQ_INLINE void store_in_plane_order(int8_t* out, const __m256i (&q)[4]) {
+    // After both packs a lane holds k = 0-3, 8-11, 16-19, 24-27 and the other one the rest of each eight.
+    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    if constexpr (D == DType::bf16) {
+        const __m256i interleave = _mm256_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15,  //
+                                                    0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+        bytes = _mm256_shuffle_epi8(bytes, interleave);
+    } else {
+        bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
+}
+
+template <DType D>
+SPEQ_INLINE int quantise_half(const float* x, float inverse, int8_t* out) {
+    __m256i q[4], total = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(inverse)));
+        total = _mm256_add_epi32(total, q[i]);
+    }
+    store_in_plane_order<D>(out, q);
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+#else
+
+template <DType D>
+inline int quantise_half(const float* x, float inverse, int8_t* out) {
+    int total = 0;
+    for (int b = 0; b < 32; ++b) {
+        const int q = static_cast<int>(std::nearbyint(x[column_of_byte<D>(b)] * inverse));
+        out[b] = static_cast<int8_t>(q);
+        total += q;
+    }
+    return total;
+}
+
+#endif
+
+// Quantises a row of `columns` float32 (a multiple of 64), one scale per 64 columns, or per 32 where groups are that
+// small.
+template <class F>
+void quantise_row(const float* x, int columns, DraftRow out) {
+    constexpr int width = F::halves ? 32 : 64;
+    for (int k = 0; k < columns; k += width) {
+        Vec8 top = zero();
+        for (int i = 0; i < width; i += 8) {
+            const Vec8 v = load(x + k + i);
+            top = max(top, max(v, mul(v, broadcast(-1.0f))));
+        }
+        const float peak = largest(top);
+        // A peak so small that its inverse overflows is drafted as zero; so is one that is not finite (the exact pass
+        // reports it).
+        const bool usable = peak > 0x1p-100f && peak < 0x1p100f;
+        const float inverse = usable ? 63.0f / peak : 0.0f;
+        for (int h = 0; h < width; h += 32) {
+            const int total = usable ? quantise_half<F::dtype>(x + k + h, inverse, out.values + k + h) : 0;
+            if (!usable) std::memset(out.values + k + h, 0, 32);
+            out.scales[(k + h) / 32] = usable ? peak * (1.0f / (63.0f * 64.0f)) : 0.0f;
+            out.offsets[(k + h) / 32] = static_cast<float>(-64 * total);
+        }
+    }
+}
+
+}  // namespace speq::SPEQ_ISA
