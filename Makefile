@@ -10,6 +10,8 @@ RUN := $(VENV)/bin/python
 NATIVE := src/speq/kernels/native
 CXX_SOURCES := $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h)
 BUILT_FROM := pyproject.toml $(NATIVE)/CMakeLists.txt $(CXX_SOURCES)
+# What `make bench` measures: a catalogue name, hub id, directory or .gguf file.
+MODEL ?= smollm2-135m-instruct
 # One release for everyone, so that a plain Linux machine gets the one that is tested.
 TORCH := torch==2.13.0
 
@@ -25,7 +27,7 @@ help:
 	@echo "make setup      only install speq into $(VENV)"
 	@echo "make test-slow  the tests that need minutes or a real model"
 	@echo "make sanitize   the native tests under the address and undefined-behaviour sanitizers"
-	@echo "make bench      the measurements behind the claims"
+	@echo "make bench      the measurements behind the claims; MODEL=... chooses the model"
 	@echo "make clean      remove what these targets made here (models stay in the cache)"
 
 setup: $(VENV)/.speq
@@ -51,13 +53,16 @@ format: $(VENV)/.check
 	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
 
 bench: $(VENV)/.speq
-	for script in benchmarks/*.py; do $(RUN) $$script || exit 1; done
+	$(RUN) benchmarks/decode.py $(MODEL)
+	$(RUN) benchmarks/agreement.py $(MODEL)
+	$(RUN) benchmarks/exactness.py $(MODEL)
 
 # Python itself is not instrumented: the sanitizer's library goes in first, and what Python never frees is no leak of ours.
 sanitize: $(SANITIZED)/.speq
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(SANITIZED)/bin/python -m pytest -p no:cacheprovider -m "not slow" tests/bits tests/kernels tests/decoding
+	$(SANITIZED)/bin/python -m pytest -p no:cacheprovider -m "not slow" \
+		tests/bits tests/kernels/test_native_*.py tests/decoding
 
 clean:
 	rm -rf $(VENV) $(SANITIZED) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -85,5 +90,5 @@ $(VENV)/.check: $(VENV)/.speq
 
 $(SANITIZED)/.speq: $(SANITIZED)/.python $(BUILT_FROM)
 	$(SANITIZED)/bin/python $(PIP) -C build-dir=build/sanitized -C cmake.define.SPEQ_SANITIZE=ON --editable .
-	$(SANITIZED)/bin/python $(PIP) pytest hypothesis
+	$(SANITIZED)/bin/python $(PIP) pytest hypothesis safetensors
 	@touch $@

@@ -77,7 +77,7 @@ def _run(console: Console) -> int:
         path = resolve(NAME, progress=progress)
     converted = load_converted(path)
     for line in converted.notes:
-        console.print(f"note: {line}", style="dim")
+        console.print(f"note: {line}", style="dim", soft_wrap=True)
     model = speq.load(path)
 
     console.print(f"\n[bold]{FIRST_PROMPT}[/]  [dim](drafting for itself)[/]")
@@ -90,7 +90,9 @@ def _run(console: Console) -> int:
     )
     greedy, sampled = compare(model, speq.Sampling()), compare(model, SAMPLED)
     console.print(_table(converted, greedy, sampled))
-    console.print(f"{this_machine()}; medians over the prompts, greedy unless it says sampled", style="dim")
+    console.print(
+        f"{this_machine()}; medians over the prompts, greedy unless it says sampled", style="dim", soft_wrap=True
+    )
 
     tokens, differing = greedy.tokens + sampled.tokens, greedy.differing + sampled.differing
     if differing:
