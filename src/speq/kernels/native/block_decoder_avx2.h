@@ -54,22 +54,22 @@ class TableMaker {
 };
 
 // 32 weights, whose codes, low and high residual bytes stand in one byte each, to four vectors.
-template <class F, class Emit>
-SPEQ_INLINE void decode_half(__m256i codes, __m256i low, __m256i high, const Table& t, int first, Emit&& emit) {
+template <class F, int First, class Emit>
+SPEQ_INLINE void decode_half(__m256i codes, __m256i low, __m256i high, const Table& t, Emit&& emit) {
     const __m256i t_low = _mm256_shuffle_epi8(t.low, codes), t_high = _mm256_shuffle_epi8(t.high, codes);
     const __m256i a = _mm256_add_epi16(_mm256_unpacklo_epi8(t_low, t_high), _mm256_unpacklo_epi8(low, high));
     const __m256i b = _mm256_add_epi16(_mm256_unpackhi_epi8(t_low, t_high), _mm256_unpackhi_epi8(low, high));
     if constexpr (F::dtype == DType::bf16) {
         const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-        emit(first + 0, Vec8{_mm256_castsi256_ps(_mm256_slli_epi32(a, 16))});
-        emit(first + 1, Vec8{_mm256_castsi256_ps(_mm256_and_si256(a, upper))});
-        emit(first + 2, Vec8{_mm256_castsi256_ps(_mm256_slli_epi32(b, 16))});
-        emit(first + 3, Vec8{_mm256_castsi256_ps(_mm256_and_si256(b, upper))});
+        emit(Index<First + 0>{}, Vec8{_mm256_castsi256_ps(_mm256_slli_epi32(a, 16))});
+        emit(Index<First + 1>{}, Vec8{_mm256_castsi256_ps(_mm256_and_si256(a, upper))});
+        emit(Index<First + 2>{}, Vec8{_mm256_castsi256_ps(_mm256_slli_epi32(b, 16))});
+        emit(Index<First + 3>{}, Vec8{_mm256_castsi256_ps(_mm256_and_si256(b, upper))});
     } else {
-        emit(first + 0, Vec8{_mm256_cvtph_ps(_mm256_castsi256_si128(a))});
-        emit(first + 1, Vec8{_mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))});
-        emit(first + 2, Vec8{_mm256_cvtph_ps(_mm256_castsi256_si128(b))});
-        emit(first + 3, Vec8{_mm256_cvtph_ps(_mm256_extracti128_si256(b, 1))});
+        emit(Index<First + 0>{}, Vec8{_mm256_cvtph_ps(_mm256_castsi256_si128(a))});
+        emit(Index<First + 1>{}, Vec8{_mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))});
+        emit(Index<First + 2>{}, Vec8{_mm256_cvtph_ps(_mm256_castsi256_si128(b))});
+        emit(Index<First + 3>{}, Vec8{_mm256_cvtph_ps(_mm256_extracti128_si256(b, 1))});
     }
 }
 
@@ -94,9 +94,9 @@ SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row
         high0 = _mm256_and_si256(h, pair);
         high1 = _mm256_and_si256(_mm256_srli_epi16(h, 4), pair);
     }
-    decode_half<F>(_mm256_and_si256(c, nibble), _mm256_loadu_si256(low), high0, first, 0, emit);
-    decode_half<F>(_mm256_and_si256(_mm256_srli_epi16(c, 4), nibble), _mm256_loadu_si256(low + 4), high1, second, 4,
-                   emit);
+    decode_half<F, 0>(_mm256_and_si256(c, nibble), _mm256_loadu_si256(low), high0, first, emit);
+    decode_half<F, 4>(_mm256_and_si256(_mm256_srli_epi16(c, 4), nibble), _mm256_loadu_si256(low + 4), high1, second,
+                      emit);
 }
 
 }  // namespace speq::SPEQ_ISA

@@ -27,13 +27,26 @@ class ExactRows {
             for (int b = 0; b < w_.blocks(); ++b) {
                 prefetch_ahead(rb, b);
                 const float* x = x_ + static_cast<size_t>(b) * kBlock;
-                unroll<kWides>([&](auto i) SPEQ_LAMBDA {
-                    decode(rb, b, i * kWideRows, scales, [&](int j, Wide w) SPEQ_LAMBDA {
+                if constexpr (kWides == 2 && M > 1) {
+                    // The first half of the rows waits in registers for the second, so that each x is loaded once.
+                    Wide half[kBlock / 8];
+                    decode(rb, b, 0, scales, [&](auto j, Wide w) SPEQ_LAMBDA { half[j] = w; });
+                    decode(rb, b, kWideRows, scales, [&](auto j, Wide w) SPEQ_LAMBDA {
                         unroll<M>([&](auto m) SPEQ_LAMBDA {
-                            acc[i][m] = wide_fma(w, wide_broadcast(x + m * x_stride_ + 8 * j), acc[i][m]);
+                            const Wide v = wide_broadcast(x + m * x_stride_ + 8 * j);
+                            acc[0][m] = wide_fma(half[j], v, acc[0][m]);
+                            acc[1][m] = wide_fma(w, v, acc[1][m]);
                         });
                     });
-                });
+                } else {
+                    unroll<kWides>([&](auto i) SPEQ_LAMBDA {
+                        decode(rb, b, i * kWideRows, scales, [&](auto j, Wide w) SPEQ_LAMBDA {
+                            unroll<M>([&](auto m) SPEQ_LAMBDA {
+                                acc[i][m] = wide_fma(w, wide_broadcast(x + m * x_stride_ + 8 * j), acc[i][m]);
+                            });
+                        });
+                    });
+                }
             }
             each<M>([&](auto i, auto m) SPEQ_LAMBDA { wide_sum(acc[i][m], y + m * kRowsPerBlock + i * kWideRows); });
             add_escapes(rb, M, y);
@@ -53,7 +66,7 @@ class ExactRows {
                     unroll<kWides>([&](auto i) SPEQ_LAMBDA {
                         float* out = strip + (b - first) * kBlock * kRowsPerBlock + i * kWideRows * 8;
                         decode(rb, b, i * kWideRows, scales,
-                               [&](int j, Wide w) SPEQ_LAMBDA { wide_store(out + j * 8 * kRowsPerBlock, w); });
+                               [&](auto j, Wide w) SPEQ_LAMBDA { wide_store(out + j * 8 * kRowsPerBlock, w); });
                     });
                 }
                 const int vectors = (last - first) * (kBlock / 8);
@@ -167,6 +180,11 @@ void exact_rows(const SplitWeight& w, const float* x, size_t x_stride, int token
     if (tokens == 2) return rows.template few<2>(begin, end, y);
     if constexpr (kWideRows == 2) {  // 32 registers
         if (tokens == 3) return rows.template few<3>(begin, end, y);
+        if (tokens == 4) return rows.template few<4>(begin, end, y);
+        if (tokens == 5) return rows.template few<5>(begin, end, y);
+        if (tokens == 6) return rows.template few<6>(begin, end, y);
+        if (tokens == 7) return rows.template few<7>(begin, end, y);
+        if (tokens == 8) return rows.template few<8>(begin, end, y);
     }
     rows.many(tokens, begin, end, y, scratch, scratch + kRowsPerBlock * kStripBlocks * kBlock);
 }

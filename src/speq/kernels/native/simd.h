@@ -28,11 +28,14 @@ namespace speq::SPEQ_ISA {
 
 SPEQ_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
+template <int I>
+using Index = std::integral_constant<int, I>;
+
 // f(0), f(1), ..., f(N - 1) with compile-time indices, so that arrays of vectors indexed by them stay in registers.
 template <int N, class F>
 SPEQ_INLINE void unroll(F&& f) {
     [&]<int... I>(std::integer_sequence<int, I...>)
-        SPEQ_LAMBDA { (f(std::integral_constant<int, I>{}), ...); }(std::make_integer_sequence<int, N>{});
+        SPEQ_LAMBDA { (f(Index<I>{}), ...); }(std::make_integer_sequence<int, N>{});
 }
 
 #if SPEQ_AVX2
