@@ -7,12 +7,18 @@
 
 namespace speq {
 
-// Row blocks that a task takes: small enough to share evenly, large enough to stream.
-inline int chunk_of(int row_blocks, int threads) { return std::clamp(row_blocks / (threads * 8), 1, kChunk); }
-inline int chunks_of(int row_blocks, int threads) {
-    const int chunk = chunk_of(row_blocks, threads);
-    return (row_blocks + chunk - 1) / chunk;
-}
+// How the row blocks of a product are cut into tasks: small enough to share evenly, large enough to stream.
+struct Chunks {
+    Chunks(int row_blocks, int threads, int tokens)
+        : total(row_blocks),
+          size(std::clamp(row_blocks / (threads * 4), 1, tokens <= kFewTokens ? kFewTokensChunk : kManyTokensChunk)) {}
+
+    int count() const { return (total + size - 1) / size; }
+    int begin(int task) const { return task * size; }
+    int end(int task) const { return std::min((task + 1) * size, total); }
+
+    int total, size;
+};
 
 class ProductInput {
   public:
@@ -41,7 +47,7 @@ class ProductInput {
                 quantised_for_ = m.quantise;
             }
             if (count_ == 1) return m.draft_rows(m.weight, row, begin, end, out);
-            float rows[kChunk * kRowsPerBlock];
+            float rows[kFewTokensChunk * kRowsPerBlock];
             m.draft_rows(m.weight, row, begin, end, rows);
             for (int rb = 0; rb < end - begin; ++rb)
                 std::copy_n(rows + rb * kRowsPerBlock, kRowsPerBlock,

@@ -37,7 +37,8 @@ void Step::bind() {
         s.quantised = make_aligned<int8_t>(columns);
         s.quantised_scales = make_aligned<float>(columns / 32);
         s.quantised_offsets = make_aligned<float>(columns / 32);
-        const size_t product = static_cast<size_t>(max_tokens_) * kChunk * kRowsPerBlock;
+        const int results = std::max(kFewTokens * kFewTokensChunk, max_tokens_ * kManyTokensChunk);
+        const size_t product = static_cast<size_t>(results) * kRowsPerBlock;
         s.product = make_aligned<float>(product);
         s.product2 = make_aligned<float>(product);
         s.strip = make_aligned<float>(exact_scratch(max_tokens_));

@@ -151,8 +151,9 @@ class Step {
     ThreadTeam team_;  // last, so that its threads end before anything they use
 };
 
-// Row blocks that a member takes at a time, at most.
-constexpr int kChunk = 16;
+// Row blocks of a product that a member takes at a time, at most.
+constexpr int kFewTokensChunk = 64;
+constexpr int kManyTokensChunk = 16;
 
 // Up to this many tokens every member prepares its own copy of an operator's input: cheaper than sharing with a
 // barrier.

@@ -43,13 +43,13 @@ class Linear final : public Operator {
     Linear(int x, Norm norm, std::vector<LinearPart> parts, int out, bool accumulate)
         : x_(x), norm_(norm), parts_(std::move(parts)), out_(out), accumulate_(accumulate) {}
 
-    int tasks(Step& step, const Pass&) const override { return chunks_of(row_blocks(step), step.threads()); }
+    int tasks(Step& step, const Pass& pass) const override { return chunks(step, pass).count(); }
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
         ProductInput input(step, pass, member, step.buffer(x_), norm_, 0, pass.count);
-        const int total = row_blocks(step), chunk = chunk_of(total, step.threads());
+        const Chunks chunks = this->chunks(step, pass);
         tasks.each([&](int task) {
-            const int begin = task * chunk, end = std::min(begin + chunk, total);
+            const int begin = chunks.begin(task), end = chunks.end(task);
             int first = 0;  // of the part, in row blocks of all parts
             for (const auto& part : parts_) {
                 const Matrix& m = step.matrix(part.matrix);
@@ -62,10 +62,10 @@ class Linear final : public Operator {
     }
 
   private:
-    int row_blocks(Step& step) const {
+    Chunks chunks(Step& step, const Pass& pass) const {
         int total = 0;
         for (const auto& part : parts_) total += step.matrix(part.matrix).weight.row_blocks();
-        return total;
+        return {total, step.threads(), pass.count};
     }
 
     void multiply(Step& step, ProductInput& input, const LinearPart& part, const Matrix& m, int begin, int end,
@@ -94,23 +94,21 @@ class GatedLinear final : public Operator {
   public:
     GatedLinear(int x, Norm norm, int gate, int up, int out) : x_(x), norm_(norm), gate_(gate), up_(up), out_(out) {}
 
-    int tasks(Step& step, const Pass&) const override {
-        return chunks_of(step.matrix(gate_).weight.row_blocks(), step.threads());
-    }
+    int tasks(Step& step, const Pass& pass) const override { return chunks(step, pass).count(); }
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
         ProductInput input(step, pass, member, step.buffer(x_), norm_, 0, pass.count);
         const Matrix &gate = step.matrix(gate_), &up = step.matrix(up_);
         Scratch& scratch = step.scratch(member);
-        const int total = gate.weight.row_blocks(), chunk = chunk_of(total, step.threads());
+        const Chunks chunks = this->chunks(step, pass);
         tasks.each([&](int task) {
-            const int begin = task * chunk, end = std::min(begin + chunk, total);
+            const int begin = chunks.begin(task), end = chunks.end(task);
             input.multiply(gate, begin, end, scratch.product.get());
             input.multiply(up, begin, end, scratch.product2.get());
             const int first = begin * kRowsPerBlock, rows = std::min(end * kRowsPerBlock, gate.weight.rows) - first;
             for (int t = 0; t < pass.count; ++t) {
                 float* g = step.buffer(out_).row(t) + first;
-                float u[kChunk * kRowsPerBlock];
+                float u[kFewTokensChunk * kRowsPerBlock];
                 for (int i = 0; i < rows; ++i) {
                     const size_t at = (static_cast<size_t>(i / kRowsPerBlock) * pass.count + t) * kRowsPerBlock;
                     g[i] = scratch.product[at + i % kRowsPerBlock];
@@ -122,6 +120,10 @@ class GatedLinear final : public Operator {
     }
 
   private:
+    Chunks chunks(Step& step, const Pass& pass) const {
+        return {step.matrix(gate_).weight.row_blocks(), step.threads(), pass.count};
+    }
+
     int x_;
     Norm norm_;
     int gate_, up_, out_;
@@ -199,17 +201,17 @@ class Head final : public Operator {
     Head(int x, Norm norm, int matrix) : x_(x), norm_(norm), matrix_(matrix) {}
 
     int tasks(Step& step, const Pass& pass) const override {
-        return pass.logits == Logits::none ? 0 : chunks_of(step.matrix(matrix_).weight.row_blocks(), step.threads());
+        return pass.logits == Logits::none ? 0 : chunks(step, pass).count();
     }
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
-        const int first = pass.logits == Logits::last ? pass.count - 1 : 0, count = pass.count - first;
+        const int count = rows(pass), first = pass.count - count;
         ProductInput input(step, pass, member, step.buffer(x_), norm_, first, count);
         const Matrix& m = step.matrix(matrix_);
-        const int total = m.weight.row_blocks(), chunk = chunk_of(total, step.threads());
+        const Chunks chunks = this->chunks(step, pass);
         float* y = step.scratch(member).product.get();
         tasks.each([&](int task) {
-            const int begin = task * chunk, end = std::min(begin + chunk, total);
+            const int begin = chunks.begin(task), end = chunks.end(task);
             input.multiply(m, begin, end, y);
             for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row)
                 for (int t = 0; t < count; ++t)
@@ -220,6 +222,11 @@ class Head final : public Operator {
     }
 
   private:
+    static int rows(const Pass& pass) { return pass.logits == Logits::last ? 1 : pass.count; }
+    Chunks chunks(Step& step, const Pass& pass) const {
+        return {step.matrix(matrix_).weight.row_blocks(), step.threads(), rows(pass)};
+    }
+
     int x_;
     Norm norm_;
     int matrix_;
