@@ -2,16 +2,18 @@
 
 For each prompt the full model writes its greedy answer; the draft then reads the same answer (with the prompt's keys
 and values exact and its own for the answer, as in a long draft) and both next-token distributions are compared at every
-position. The formats are compared on the same weights: what is not stored in a format is re-encoded in memory.
+position. Formats and code tables are compared on the same weights, re-encoded in memory where they are not stored so.
 
-    python benchmarks/agreement.py MODEL [--format nested] [--format e3m0] [--prompts 40] [--tokens 64] [--csv FILE]
+    python benchmarks/agreement.py MODEL [--table nested] [--table e3m0] [--prompts 40] [--tokens 64] [--csv FILE]
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import click
 import numpy as np
@@ -27,17 +29,44 @@ from speq.models.tokenizer import Tokenizer
 
 PROMPTS = Path(__file__).parent / "prompts"
 
+Dtype = Literal["fp16", "bf16"]
+
+
+def with_magnitudes(dtype: Dtype, group_size: int, edges: Sequence[float], magnitudes: Sequence[int]) -> Spec:
+    """The nested format with other bins (``edges`` of bins 1 to 7) and draft values (``magnitudes`` of 64)."""
+    spec = Spec.default("nested", dtype, group_size)
+    levels = (*magnitudes, *(-m for m in magnitudes))
+    return replace(spec, edges=(edges[0], *edges), levels=levels)
+
+
+TABLES: dict[str, Callable[[Dtype, int], Spec]] = {
+    "nested": lambda dtype, g: Spec.default("nested", dtype, g),
+    "e3m0": lambda dtype, g: Spec.default("e3m0", dtype, g),
+    # Bin means between edges chosen by hand, where the search for a table began.
+    "nested-by-hand": lambda dtype, g: with_magnitudes(
+        dtype, g, (0.07, 0.15, 0.24, 0.34, 0.45, 0.58, 0.75), (2, 7, 12, 18, 25, 33, 42, 58)
+    ),
+    # A lowest level of exactly zero, as the weights that are pruned or tiny would like it.
+    "nested-zero": lambda dtype, g: with_magnitudes(
+        dtype,
+        g,
+        (2 / 64, 7 / 64, 12.5 / 64, 18.5 / 64, 26.5 / 64, 35.5 / 64, 48.5 / 64),
+        (0, 4, 10, 15, 22, 31, 40, 57),
+    ),
+}
+
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    e: NDArray[np.float32] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    e /= e.sum(axis=-1, keepdims=True)
+    return e
 
 
-def weights_in(model: Converted, format_: str, group_size: int) -> Weights:
-    """The model's weights, split as ``format_`` says."""
+def weights_in(model: Converted, table: str, group_size: int) -> Weights:
+    """The model's weights, split as ``table`` says."""
 
     def split(tensor: SplitTensor) -> SplitTensor:
-        spec = Spec.default(format_, tensor.spec.dtype, group_size)  # type: ignore[arg-type]
+        spec = TABLES[table](tensor.spec.dtype, group_size)
         return tensor if spec == tensor.spec else encode(decode(tensor), spec)
 
     return {**model.raw, **{name: split(tensor) for name, tensor in model.split.items()}}
@@ -68,39 +97,39 @@ def draft_distributions(engine: Engine, prompt: list[int], tokens: list[int]) ->
 
 @click.command()
 @click.argument("model")
-@click.option("--format", "formats", multiple=True, default=("nested", "e3m0"), help="Formats to compare.")
+@click.option("--table", "tables", multiple=True, default=("nested", "e3m0"), type=click.Choice(list(TABLES)))
 @click.option("--group-size", default=64)
 @click.option("--prompts", "count", default=40, help="Half from MT-Bench, half from HumanEval.")
 @click.option("--tokens", default=64, help="Of each answer.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path))
-def main(model: str, formats: tuple[str, ...], group_size: int, count: int, tokens: int, csv_path: Path | None) -> None:
+def main(model: str, tables: tuple[str, ...], group_size: int, count: int, tokens: int, csv_path: Path | None) -> None:
     path = resolve(model)
     converted, tokenizer = load_converted(path), Tokenizer(path)
     ends = frozenset(tokenizer.eos_ids)
     prompts = [p for f in ("mt_bench", "humaneval") for p in read_prompts(PROMPTS / f"{f}.jsonl", count // 2)]
     exact = Engine(converted, context=2048)
-    drafts = {f: Engine((converted.config, weights_in(converted, f, group_size)), context=2048) for f in formats}
-    hits: dict[str, list[bool]] = {f: [] for f in formats}
-    overlaps: dict[str, list[float]] = {f: [] for f in formats}
+    drafts = {f: Engine((converted.config, weights_in(converted, f, group_size)), context=2048) for f in tables}
+    hits: dict[str, list[bool]] = {f: [] for f in tables}
+    overlaps: dict[str, list[float]] = {f: [] for f in tables}
     for prompt in prompts:
         ids = tokenizer.chat([{"role": "user", "content": prompt.text}])
         chosen, truth = zip(*answer(exact, ids, tokens, ends), strict=True)
-        for format_, engine in drafts.items():
+        for table, engine in drafts.items():
             draft = draft_distributions(engine, ids, list(chosen))
-            hits[format_] += (draft.argmax(axis=1) == np.array(chosen)).tolist()
-            overlaps[format_] += np.minimum(draft, np.stack(truth)).sum(axis=1).tolist()
+            hits[table] += (draft.argmax(axis=1) == np.array(chosen)).tolist()
+            overlaps[table] += np.minimum(draft, np.stack(truth)).sum(axis=1).tolist()
     rows = []
-    for format_ in formats:
-        rate, n = float(np.mean(hits[format_])), len(hits[format_])
-        error, overlap = (rate * (1 - rate) / n) ** 0.5, float(np.mean(overlaps[format_]))
-        rows.append([model, format_, group_size, n, f"{rate:.4f}", f"{error:.4f}", f"{overlap:.4f}"])
+    for table in tables:
+        rate, n = float(np.mean(hits[table])), len(hits[table])
+        error, overlap = (rate * (1 - rate) / n) ** 0.5, float(np.mean(overlaps[table]))
+        rows.append([model, table, group_size, n, f"{rate:.4f}", f"{error:.4f}", f"{overlap:.4f}"])
         click.echo(
-            f"{format_:7s} g={group_size}: agreement {rate:.4f} +- {error:.4f}, overlap {overlap:.4f}, {n} tokens"
+            f"{table:14s} g={group_size}: agreement {rate:.4f} +- {error:.4f}, overlap {overlap:.4f}, {n} tokens"
         )
     if csv_path:
         with csv_path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["model", "format", "group_size", "tokens", "agreement", "standard_error", "overlap"])
+            writer.writerow(["model", "table", "group_size", "tokens", "agreement", "standard_error", "overlap"])
             writer.writerows(rows)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import click
@@ -23,6 +24,22 @@ from speq.models.config import model_config
 
 PROMPTS = Path(__file__).parent / "prompts"
 FILES = ("mt_bench", "humaneval", "gsm8k_train_200")
+
+
+@dataclass
+class Row:
+    """One prompt: tokens per second of both, and how well the draft did."""
+
+    prompt: str
+    new_tokens: int
+    plain_rate: float
+    speculative_rate: float
+    acceptance_rate: float
+    tokens_per_round: float
+
+    @property
+    def speed_up(self) -> float:
+        return self.speculative_rate / self.plain_rate
 
 
 def bytes_per_token(path: Path) -> int:
@@ -54,38 +71,39 @@ def main(
     loaded = speq.load(str(path), threads=threads)
     prompts = [p for f in FILES for p in read_prompts(PROMPTS / f"{f}.jsonl", count + 1)]
     loaded.generate(prompts.pop(0).text, max_new_tokens=32)  # warm-up
-    bandwidths, rows, differing = [read_bandwidth(threads)], [], 0
+    bandwidths, rows, differing = [read_bandwidth(threads)], list[Row](), 0
     for prompt in prompts:
         plain = loaded.generate(prompt.text, max_new_tokens=new_tokens, draft="none")
-        fast = loaded.generate(prompt.text, max_new_tokens=new_tokens, draft=draft, draft_length=draft_length)  # type: ignore[arg-type]
+        fast = loaded.generate(prompt.text, max_new_tokens=new_tokens, draft=draft, draft_length=draft_length)
         bandwidths.append(read_bandwidth(threads, repeats=2))
         differing += plain.token_ids != fast.token_ids
         a, b = plain.stats, fast.stats
-        rows.append(
-            [prompt.id, b.new_tokens, a.tokens_per_second, b.tokens_per_second, b.acceptance_rate, b.tokens_per_round]
-        )
+        rates = a.tokens_per_second, b.tokens_per_second
+        row = Row(prompt.id, b.new_tokens, *rates, b.acceptance_rate, b.tokens_per_round)
+        rows.append(row)
         click.echo(
-            f"{prompt.id:20s} {a.tokens_per_second:7.2f} -> {b.tokens_per_second:7.2f} tokens/s "
-            f"({b.tokens_per_second / a.tokens_per_second:.2f}x), acceptance {b.acceptance_rate:.3f}, "
-            f"{b.tokens_per_round:.2f} a round"
+            f"{row.prompt:20s} {row.plain_rate:7.2f} -> {row.speculative_rate:7.2f} tokens/s ({row.speed_up:.2f}x), "
+            f"acceptance {row.acceptance_rate:.3f}, {row.tokens_per_round:.2f} a round"
         )
-    plain_rate = statistics.median(row[2] for row in rows)
-    limit = statistics.median(bandwidths) / bytes_per_token(path)
+    plain_rate = statistics.median(row.plain_rate for row in rows)
+    speculative_rate = statistics.median(row.speculative_rate for row in rows)
+    bandwidth = statistics.median(bandwidths)
+    limit = bandwidth / bytes_per_token(path)
+    speed_ups = [row.speed_up for row in rows]
+    mean = statistics.geometric_mean(speed_ups)
     click.echo(f"{this_machine()}; {len(rows)} prompts, {new_tokens} new tokens")
-    click.echo(f"read bandwidth  {statistics.median(bandwidths) / 1e9:.1f} GB/s (best {max(bandwidths) / 1e9:.1f})")
     click.echo(
-        f"plain           {plain_rate:.2f} tokens/s, {plain_rate / limit:.2f} of the bandwidth limit {limit:.2f}"
+        f"read bandwidth  {bandwidth / 1e9:.1f} GB/s ({min(bandwidths) / 1e9:.1f} to {max(bandwidths) / 1e9:.1f})"
     )
-    click.echo(f"speculative     {statistics.median(row[3] for row in rows):.2f} tokens/s")
-    click.echo(f"speed-up        {statistics.geometric_mean(row[3] / row[2] for row in rows):.2f}x (geometric mean)")
+    click.echo(f"plain           {plain_rate:.2f} tokens/s, {plain_rate / limit:.2f} of the bandwidth limit")
+    click.echo(f"speculative     {speculative_rate:.2f} tokens/s")
+    click.echo(f"speed-up        {mean:.2f}x geometric mean ({min(speed_ups):.2f} to {max(speed_ups):.2f})")
     click.echo(f"prompts whose ids differ: {differing}")
     if csv_path:
         with csv_path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(
-                ["prompt", "new_tokens", "plain_rate", "speculative_rate", "acceptance_rate", "tokens_per_round"]
-            )
-            writer.writerows(rows)
+            writer.writerow([field.name for field in fields(Row)])
+            writer.writerows(astuple(row) for row in rows)
 
 
 if __name__ == "__main__":

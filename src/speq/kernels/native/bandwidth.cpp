@@ -12,10 +12,15 @@ namespace nb = nanobind;
 
 namespace {
 
+constexpr size_t kPrefetch = 512;  // words ahead; without it some machines show two thirds of what they can do
+
 uint64_t sum_words(const uint64_t* words, size_t count) {
     uint64_t sums[16] = {};
-    for (size_t i = 0; i + 16 <= count; i += 16)
+    for (size_t i = 0; i + 16 <= count; i += 16) {
+        __builtin_prefetch(words + i + kPrefetch);
+        __builtin_prefetch(words + i + kPrefetch + 8);
         for (size_t lane = 0; lane < 16; ++lane) sums[lane] += words[i + lane];
+    }
     uint64_t total = 0;
     for (uint64_t s : sums) total += s;
     return total;
