@@ -226,10 +226,10 @@ def load(
     """
     from speq.checkpoint.converted import load_converted
     from speq.checkpoint.resolve import resolve
-    from speq.kernels.native import default_threads
     from speq.models.config import model_config
     from speq.models.model import Engine as ModelEngine
     from speq.models.tokenizer import Tokenizer, end_ids
+    from speq.processors import default_threads
 
     if threads is not None and threads < 1:
         raise SpeqError(f"threads {threads} is out of range: use at least 1")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speq import _native
-from speq.kernels.native import available_isas, default_threads
+from speq.kernels.native import available_isas
+from speq.processors import default_threads
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +14,7 @@ from speq.bits.scales import candidates, column_importance
 from speq.bits.spec import Spec
 from speq.bits.tensor import MAX_COLUMNS, SplitTensor, grid, plane_layout
 from speq.errors import SpeqError
+from speq.processors import default_threads
 
 
 def encode(
@@ -106,7 +105,7 @@ def _format(spec: Spec) -> _native.SplitFormat:
 def _threads(threads: int | None) -> int:
     if threads is not None:
         return max(1, threads)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return default_threads()
 
 
 def _check(bits: NDArray[np.uint16], column_weights: NDArray[np.float32] | None) -> None:

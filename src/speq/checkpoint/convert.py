@@ -8,7 +8,6 @@ the end; interrupted, it is continued from the last finished tensor when the sam
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from speq.checkpoint.source import Source, TensorInfo, identity, open_source
 from speq.checkpoint.storage import Progress, check_space, exclusive, make_dir, writing_to
 from speq.checkpoint.writer import WeightsWriter
 from speq.errors import SpeqError
+from speq.processors import default_threads
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def convert(
     with writing_to(dst.parent, "free some and run again: it continues there"), exclusive(partial / ".lock"):
         writer = WeightsWriter(partial, job, [info.name for info in source.tensors])
         try:
-            notes = _add_tensors(source, options, writer, progress, threads or _cores())
+            notes = _add_tensors(source, options, writer, progress, threads or default_threads())
             writer.finish()
         finally:
             writer.close()
@@ -237,11 +237,6 @@ def _estimate(source: Source, options: Options) -> int:
         else:
             total += info.size * 8
     return total
-
-
-def _cores() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _to_json(content: Any) -> bytes:

@@ -16,6 +16,7 @@ from speq.bits import SplitTensor
 from speq.errors import SpeqError
 from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Rotary, StepProgram
 from speq.kernels.step import Logits, Weights
+from speq.processors import default_threads
 
 if TYPE_CHECKING:
     from speq.models.cache import KVCache
@@ -48,11 +49,6 @@ def matrix(tensor: SplitTensor) -> _native.Matrix:
 def available_isas() -> list[str]:
     """Instruction sets this machine has kernels for, best first; ``portable`` is always among them."""
     return _native.available_isas()
-
-
-def default_threads() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class NativeStep:
