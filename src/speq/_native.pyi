@@ -21,6 +21,7 @@ def encode(
     patterns: NDArray[np.uint16],
     importance: NDArray[np.float32],
     candidates: NDArray[np.float32],
+    influence: NDArray[np.float32],
     codes: NDArray[np.uint8],
     residual: NDArray[np.uint8],
     scales: NDArray[np.uint16],

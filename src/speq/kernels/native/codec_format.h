@@ -66,6 +66,19 @@ inline Bins bins(const Format& format, uint16_t scale) {
     return result;
 }
 
+// What the codes of a group are worth in a draft: of positive weights (codes 0 to 7) and of negative ones.
+struct Drafts {
+    float above[8], below[8];
+
+    Drafts() = default;
+    Drafts(const Format& format, float step) {
+        for (int c = 0; c < 8; ++c) {
+            above[c] = float(format.levels[c]) * step;
+            below[c] = float(format.levels[c + 8]) * step;
+        }
+    }
+};
+
 // Column, within a block, of the low nibble of code byte b; the high nibble is kHalf columns further.
 inline std::array<uint8_t, kHalf> low_nibble_order(bool bf16) {
     std::array<uint8_t, kHalf> order;

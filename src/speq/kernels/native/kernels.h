@@ -34,6 +34,7 @@ struct Kernels {
     void (*swiglu)(float* gate, const float* up, int width);
     void (*attend)(const float* query, const uint16_t* keys, const uint16_t* values, int first, int last, int head_dim,
                    float scale, float* weights, float* out);
+    void (*add_outer)(const float* errors, const float* factors, int n, float* rows, size_t stride);
 };
 
 // Floats of scratch that exact_rows needs for so many tokens.

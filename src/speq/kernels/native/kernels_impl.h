@@ -56,6 +56,7 @@ inline Kernels make_kernels(const char* name) {
         .to_cache = to_cache,
         .swiglu = swiglu,
         .attend = attend,
+        .add_outer = add_outer,
     };
 }
 
