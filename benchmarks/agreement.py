@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from speq.bench.prompts import read_prompts
 from speq.bits import Spec, SplitTensor, decode, encode
 from speq.checkpoint.converted import Converted, load_converted
-from speq.checkpoint.resolve import resolve
 from speq.kernels.step import Weights
+from speq.locate import converted_model
 from speq.models.model import Engine
 from speq.models.tokenizer import Tokenizer
 
@@ -103,7 +103,7 @@ def draft_distributions(engine: Engine, prompt: list[int], tokens: list[int]) ->
 @click.option("--tokens", default=64, help="Of each answer.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path))
 def main(model: str, tables: tuple[str, ...], group_size: int, count: int, tokens: int, csv_path: Path | None) -> None:
-    path = resolve(model)
+    path = converted_model(model)
     converted, tokenizer = load_converted(path), Tokenizer(path)
     ends = frozenset(tokenizer.eos_ids)
     prompts = [p for f in ("mt_bench", "humaneval") for p in read_prompts(PROMPTS / f"{f}.jsonl", count // 2)]

@@ -36,16 +36,12 @@ def feedback_of(moments: NDArray[np.float32]) -> NDArray[np.float32]:
     Raises:
         numpy.linalg.LinAlgError: moments that no activations have, or that are not finite.
     """
-    influence = np.zeros(moments.shape, np.float32)
-    for block, moment in zip(influence, moments, strict=True):
-        damped = moment.astype(np.float64)
-        diagonal = np.einsum("ii->i", damped)
-        # Columns that are never active are independent of the others, whatever their own moment.
-        diagonal += DAMPING * diagonal.mean() + (diagonal == 0)
-        flipped = np.linalg.cholesky(damped[::-1, ::-1])
-        factor = flipped[::-1, ::-1]
-        block[:] = np.triu(factor / np.diagonal(factor), 1)
-    return influence
+    damped = moments.astype(np.float64)
+    diagonal = np.einsum("bii->bi", damped)
+    # Columns that are never active are independent of the others, whatever their own moment.
+    diagonal += DAMPING * diagonal.mean(axis=1, keepdims=True) + (diagonal == 0)
+    factor = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
+    return np.asarray(np.triu(factor / np.einsum("bii->bi", factor)[:, None, :], 1).astype(np.float32))
 
 
 def codes_with_feedback(
@@ -56,8 +52,7 @@ def codes_with_feedback(
     The definition of what the native encoder computes: all arithmetic is float32 without contraction, and errors are
     added in the order of their columns. A weight that is not finite has no error.
     """
-    rows, columns = bits.shape
-    size = feedback.shape[1]
+    columns, size = bits.shape[1], feedback.shape[1]
     magnitudes = (bits & 0x7FFF).astype(np.int32)
     finite = magnitudes < INFINITY_BITS[spec.dtype]
     weights = np.where(finite, to_float32(np.where(finite, bits, np.uint16(0)), spec.dtype), np.float32(0))

@@ -51,7 +51,7 @@ class Encoder {
             else
                 clear_row(block_row, row);
         }
-        if (feedback_.size) choose_again(block_row, rows);
+        if (feedback_.size) choose_with_feedback(block_row, rows);
         for (int row = 0; row < kRows; ++row) {
             const size_t before = escapes.columns.size();
             if (row < rows) list_escapes(block_row, row, escapes);
@@ -70,7 +70,7 @@ class Encoder {
     uint8_t* codes(int row) { return codes_.data() + row * padded_; }
     uint16_t* residuals(int row) { return residuals_.data() + row * padded_; }
 
-    // Scales, and each weight's code and residual as if it stood alone.
+    // Scales, and without feedback each weight's code and residual.
     void choose_row(int64_t block_row, int row) {
         for (int64_t g = 0; g < matrix_.groups; ++g) {
             const int64_t first = g * format_.group_size;
@@ -79,15 +79,16 @@ class Encoder {
             const uint16_t scale = format_.nested ? nested_scale(format_, group_, candidates_, choice_)
                                                   : e3m0_scale(format_, group_, choice_);
             this->scale(block_row, row, g) = scale;
+            if (feedback_.size) continue;
             const Bins start = bins(format_, scale);
-            if (!feedback_.size) choose(choice_, format_, start, group_, near_one(format_, group_, scale));
+            choose(format_, group_, start, near_one(format_, group_, scale), choice_);
             for (int i = 0; i < format_.group_size; ++i)
                 put(row, first + i, i < count, group_.magnitude[i], group_.negative[i], choice_.bin[i], start);
         }
     }
 
-    // Codes and residuals once more, with the errors of earlier columns made up for.
-    void choose_again(int64_t block_row, int rows) {
+    // Codes and residuals of all rows, with the errors of earlier columns made up for.
+    void choose_with_feedback(int64_t block_row, int rows) {
         const uint16_t* weights[kRows] = {};
         for (int row = 0; row < rows; ++row) weights[row] = patterns(block_row, row);
         errors_.begin(weights, rows);

@@ -1,11 +1,10 @@
-// Error feedback over the four rows of a row block: each column is drafted so that it makes up for the errors of earlier
-// ones. speq.bits.feedback has the formula and defines the results to the bit.
+// Error feedback over the four rows of a row block: each column is drafted so that it makes up for the errors of
+// earlier ones. speq.bits.feedback has the formula and defines the results to the bit.
 #pragma once
 
 #include <vector>
 
-#include "codec_search.h"
-#include "kernels.h"
+#include "codec_format.h"
 
 namespace speq::codec {
 
@@ -21,7 +20,6 @@ class ErrorFeedback {
         : format_(format),
           feedback_(feedback),
           columns_(columns),
-          add_outer_(kernels("").add_outer),
           weights_(feedback.size ? size_t(kRows * columns) : 0),
           targets_(weights_.size()) {}
 
@@ -40,7 +38,7 @@ class ErrorFeedback {
     // The scale of a row from the next column on.
     void set_scale(int row, uint16_t scale) {
         start_[row] = bins(format_, scale);
-        drafts_[row] = Drafts(format_, std::bit_cast<float>(uint32_t(scale) << 16) * (1.0f / 64));
+        drafts_[row] = drafts_of(format_, std::bit_cast<float>(uint32_t(scale) << 16) * (1.0f / 64));
     }
     const Bins& start(int row) const { return start_[row]; }
 
@@ -48,18 +46,21 @@ class ErrorFeedback {
     int32_t choose(int row, int64_t column) {
         const size_t at = size_t(row * columns_ + column);
         const uint16_t pattern = patterns_[row][column];
-        const Chosen chosen = nearest(pattern & 0x7fff, -(pattern >> 15), targets_[at], start_[row], drafts_[row],
-                                      format_.residual_bits);
-        errors_[row] = finite(pattern) ? weights_[at] - chosen.value : 0.0f;
-        return chosen.bin;
+        const int32_t magnitude = pattern & 0x7fff, negative = -(pattern >> 15);
+        int32_t bin;
+        float value;
+        format_.nearest_bins({&magnitude, &negative, &targets_[at], 1}, start_[row].data(), drafts_[row],
+                             format_.residual_bits, &bin, &value);
+        errors_[row] = finite(pattern) ? weights_[at] - value : 0.0f;
+        return bin;
     }
 
     // Hands the errors of this column on, once every row has chosen.
     void spread(int64_t column) {
         const int64_t size = feedback_.size, first = column + 1;
         const int64_t last = std::min(columns_, (column / size + 1) * size);
-        add_outer_(errors_, feedback_.influence + column * size + first % size, int(last - first),
-                   targets_.data() + first, size_t(columns_));
+        format_.add_outer(errors_, feedback_.influence + column * size + first % size, int(last - first),
+                          targets_.data() + first, size_t(columns_));
     }
 
   private:
@@ -68,7 +69,6 @@ class ErrorFeedback {
     const Format& format_;
     const Feedback feedback_;
     const int64_t columns_;
-    void (*const add_outer_)(const float*, const float*, int, float*, size_t);
     std::vector<float> weights_, targets_;  // [4][columns]
     const uint16_t* patterns_[kRows] = {};
     Bins start_[kRows];

@@ -1,13 +1,10 @@
 // The search for the scale of a group: the same sums in the same order as speq.bits.scales, so the same scale to the
 // bit.
 //
-// The loops run over the columns of a group with all eight bins unrolled; compilers turn them into compares and selects
-// on whole vectors.
 #pragma once
 
 #include <limits>
 #include <span>
-#include <utility>
 
 #include "codec_format.h"
 
@@ -46,76 +43,29 @@ inline void load_group(Group& group, const Format& format, const uint16_t* patte
     for (int i = 0; i < format.group_size; ++i) group.value[i] *= group.factor;
 }
 
-// `mask` is -1 (take b) or 0 (keep a); arithmetic instead of a branch, so that loops over columns vectorise.
-inline int32_t select(int32_t mask, int32_t b, int32_t a) { return (b & mask) | (a & ~mask); }
-inline float select(int32_t mask, float b, float a) {
-    return std::bit_cast<float>(select(mask, std::bit_cast<int32_t>(b), std::bit_cast<int32_t>(a)));
-}
-
-// Which bin a weight gets, -1 for an escape, and what it drafts as.
-struct Chosen {
-    int32_t bin;
-    float value;
-};
-
-// Of `nested`: of the bins that can hold the magnitude the one whose value (above for positive weights, below for
-// negative ones) is nearest to the target, the lowest of equals.
-template <int... C>
-inline Chosen nearest(int32_t magnitude, int32_t negative, float target, const Bins& start, const Drafts& drafts,
-                      int residual_bits, std::integer_sequence<int, C...>) {
-    Chosen chosen{-1, drafts.above[0]};
-    float best = std::numeric_limits<float>::infinity();
-    const auto try_bin = [&](int c) {
-        const uint32_t residual = uint32_t(magnitude - start[c]);
-        const int32_t holds = -int32_t((residual >> residual_bits) == 0);
-        const float value = select(negative, drafts.below[c], drafts.above[c]);
-        const float distance = std::bit_cast<float>(std::bit_cast<uint32_t>(target - value) & 0x7fffffffu);
-        const int32_t better = holds & (-int32_t(distance < best) | -int32_t(chosen.bin < 0));
-        chosen = {select(better, c, chosen.bin), select(better, value, chosen.value)};
-        best = select(better, distance, best);
-    };
-    (try_bin(C), ...);
-    return chosen;
-}
-
-inline Chosen nearest(int32_t magnitude, int32_t negative, float target, const Bins& start, const Drafts& drafts,
-                      int residual_bits) {
-    return nearest(magnitude, negative, target, start, drafts, residual_bits, std::make_integer_sequence<int, 8>());
-}
-
-// Of `e3m0`: the largest bin that begins at or below the magnitude.
-inline Chosen largest(int32_t magnitude, int32_t negative, const Bins& start, const Drafts& drafts, int residual_bits) {
-    int32_t bin = 0;
-    for (int c = 1; c < 8; ++c) bin = select(-int32_t(start[c] <= magnitude), c, bin);
-    if (uint32_t(magnitude - start[bin]) >> residual_bits) return {-1, drafts.above[0]};
-    return {bin, negative ? drafts.below[bin] : drafts.above[bin]};
-}
-
-// What a group's weights get, each drafted as near as can be.
+// What a group's weights get: a bin, -1 for an escape, and the value that they draft as.
 struct Choice {
     alignas(64) int32_t bin[kMaxGroup];
     alignas(64) float value[kMaxGroup];
 };
 
-inline void choose(Choice& __restrict choice, const Format& format, const Bins& bins, const Group& group,
-                   const Drafts& values) {
-    const Bins start = bins;
-    const Drafts drafts = values;
-    const int residual_bits = format.residual_bits, size = format.group_size;
-    if (format.nested) {
-        for (int i = 0; i < size; ++i) {
-            const Chosen chosen =
-                nearest(group.magnitude[i], group.negative[i], group.value[i], start, drafts, residual_bits);
-            choice.bin[i] = chosen.bin;
-            choice.value[i] = chosen.value;
-        }
-    } else {
-        for (int i = 0; i < size; ++i) {
-            const Chosen chosen = largest(group.magnitude[i], group.negative[i], start, drafts, residual_bits);
-            choice.bin[i] = chosen.bin;
-            choice.value[i] = chosen.value;
-        }
+// Of `e3m0`: the largest bin that begins at or below the magnitude.
+inline void largest_bins(const Group& group, const Bins& start, const Drafts& drafts, int residual_bits,
+                         Choice& choice) {
+    for (size_t i = 0; i < group.size; ++i) {
+        size_t bin = 0;
+        for (size_t c = 1; c < 8; ++c) bin = start[c] <= group.magnitude[i] ? c : bin;
+        const bool escapes = uint32_t(group.magnitude[i] - start[bin]) >> residual_bits;
+        choice.bin[i] = escapes ? -1 : int32_t(bin);
+        choice.value[i] = escapes ? drafts.above[0] : group.negative[i] ? drafts.below[bin] : drafts.above[bin];
     }
+}
+
+// Each weight drafted as near as the format allows.
+inline void choose(const Format& format, const Group& group, const Bins& start, const Drafts& drafts, Choice& choice) {
+    if (!format.nested) return largest_bins(group, start, drafts, format.residual_bits, choice);
+    format.nearest_bins({group.magnitude, group.negative, group.value, int(group.size)}, start.data(), drafts,
+                        format.residual_bits, choice.bin, choice.value);
 }
 
 inline float fold(float* lanes) {
@@ -142,7 +92,7 @@ inline uint16_t clamped_scale(float scale) {
 
 // What the codes of a group are worth, after the group was brought near 1.
 inline Drafts near_one(const Format& format, const Group& group, uint16_t scale) {
-    return Drafts(format, std::bit_cast<float>(uint32_t(scale) << 16) * group.factor * (1.0f / 64));
+    return drafts_of(format, std::bit_cast<float>(uint32_t(scale) << 16) * group.factor * (1.0f / 64));
 }
 
 inline uint16_t nested_scale(const Format& format, const Group& group, std::span<const float> candidates,
@@ -152,7 +102,7 @@ inline uint16_t nested_scale(const Format& format, const Group& group, std::span
     float best_error = std::numeric_limits<float>::infinity();
     for (const float candidate : candidates) {
         const uint16_t scale = clamped_scale(group.largest * candidate);
-        choose(choice, format, bins(format, scale), group, near_one(format, group, scale));
+        choose(format, group, bins(format, scale), near_one(format, group, scale), choice);
         const float error = draft_error(group, choice);
         if (error < best_error) {
             best_error = error;
@@ -164,7 +114,7 @@ inline uint16_t nested_scale(const Format& format, const Group& group, std::span
 
 inline uint16_t e3m0_scale(const Format& format, const Group& group, Choice& choice) {
     if (group.largest < kSmallestScale) return 0;
-    choose(choice, format, format.table, group, Drafts(format, 1.0f));
+    choose(format, group, format.table, drafts_of(format, 1.0f), choice);
     float agreement[kLanes] = {}, power[kLanes] = {};
     for (int first = 0; first < format.group_size; first += kLanes) {
         for (int i = 0; i < kLanes; ++i) {
