@@ -33,6 +33,7 @@ def inspect(model: str, as_json: bool) -> None:
         "format": converted.spec.format,
         "dtype": converted.spec.dtype,
         "group_size": converted.spec.group_size,
+        "calibrated": converted.source.get("calibration") is not None,
         "bytes": converted.bytes,
     }
     if as_json:
