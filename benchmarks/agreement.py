@@ -2,58 +2,52 @@
 
 For each prompt the full model writes its greedy answer; the draft then reads the same answer (with the prompt's keys
 and values exact and its own for the answer, as in a long draft) and both next-token distributions are compared at every
-position. Formats and code tables are compared on the same weights, re-encoded in memory where they are not stored so.
+position. Formats and code tables are compared on the same weights, encoded again in memory where need be:
 
-    python benchmarks/agreement.py MODEL [--table nested] [--table e3m0] [--prompts 40] [--tokens 64] [--csv FILE]
+    stored        as converted
+    plain         nested, without calibration
+    zero          nested, calibrated, with a lowest level of exactly zero
+    e3m0          the format of the paper
+
+    python benchmarks/agreement.py MODEL [--table stored] [--table e3m0] [--prompts 40] [--tokens 64] [--csv FILE]
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
 from speq.bench.prompts import read_prompts
-from speq.bits import Spec, SplitTensor, decode, encode
+from speq.bits import Spec, decode, encode, feedback_of
+from speq.bits.spec import Dtype, Format
+from speq.calibration import Calibration
 from speq.checkpoint.converted import Converted, load_converted
-from speq.checkpoint.resolve import resolve
 from speq.kernels.step import Weights
+from speq.locate import converted_model
 from speq.models.model import Engine
 from speq.models.tokenizer import Tokenizer
+from speq.processors import default_threads
 
 PROMPTS = Path(__file__).parent / "prompts"
 
-Dtype = Literal["fp16", "bf16"]
+
+def zero_spec(dtype: Dtype, group_size: int) -> Spec:
+    """The nested format with a lowest level of exactly zero, as weights that are pruned or tiny would like it."""
+    magnitudes = (0, 4, 10, 15, 22, 31, 40, 57)
+    return replace(
+        Spec.default("nested", dtype, group_size),
+        edges=(magnitudes[1] / 64, 2.0**-6, *(m / 64 for m in magnitudes[1:-1])),
+        levels=(*magnitudes, *(-m for m in magnitudes)),
+    )
 
 
-def with_magnitudes(dtype: Dtype, group_size: int, edges: Sequence[float], magnitudes: Sequence[int]) -> Spec:
-    """The nested format with other bins (``edges`` of bins 1 to 7) and draft values (``magnitudes`` of 64)."""
-    spec = Spec.default("nested", dtype, group_size)
-    levels = (*magnitudes, *(-m for m in magnitudes))
-    return replace(spec, edges=(edges[0], *edges), levels=levels)
-
-
-TABLES: dict[str, Callable[[Dtype, int], Spec]] = {
-    "nested": lambda dtype, g: Spec.default("nested", dtype, g),
-    "e3m0": lambda dtype, g: Spec.default("e3m0", dtype, g),
-    # Bin means between edges chosen by hand, where the search for a table began.
-    "nested-by-hand": lambda dtype, g: with_magnitudes(
-        dtype, g, (0.07, 0.15, 0.24, 0.34, 0.45, 0.58, 0.75), (2, 7, 12, 18, 25, 33, 42, 58)
-    ),
-    # A lowest level of exactly zero, as the weights that are pruned or tiny would like it.
-    "nested-zero": lambda dtype, g: with_magnitudes(
-        dtype,
-        g,
-        (2 / 64, 7 / 64, 12.5 / 64, 18.5 / 64, 26.5 / 64, 35.5 / 64, 48.5 / 64),
-        (0, 4, 10, 15, 22, 31, 40, 57),
-    ),
-}
+TABLES = ("stored", "plain", "zero", "e3m0")
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -62,14 +56,23 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return e
 
 
-def weights_in(model: Converted, table: str, group_size: int) -> Weights:
+def weights_in(model: Converted, table: str) -> Weights:
     """The model's weights, split as ``table`` says."""
-
-    def split(tensor: SplitTensor) -> SplitTensor:
-        spec = TABLES[table](tensor.spec.dtype, group_size)
-        return tensor if spec == tensor.spec else encode(decode(tensor), spec)
-
-    return {**model.raw, **{name: split(tensor) for name, tensor in model.split.items()}}
+    group_size = model.spec.group_size
+    if table == "stored":
+        return {**model.raw, **model.split}
+    if table in ("plain", "e3m0"):
+        format: Format = "nested" if table == "plain" else "e3m0"
+        plain = {n: encode(decode(t), Spec.default(format, t.spec.dtype, group_size)) for n, t in model.split.items()}
+        return {**model.raw, **plain}
+    calibrated = dict(model.split)
+    for segment in Calibration().moments(model, default_threads()):
+        for name, moments in segment.items():
+            tensor = model.split[name]
+            spec = zero_spec(tensor.spec.dtype, group_size)
+            importance = np.einsum("bii->bi", moments).reshape(-1)[: tensor.shape[1]]
+            calibrated[name] = encode(decode(tensor), spec, column_weights=importance, feedback=feedback_of(moments))
+    return {**model.raw, **calibrated}
 
 
 def answer(
@@ -97,18 +100,17 @@ def draft_distributions(engine: Engine, prompt: list[int], tokens: list[int]) ->
 
 @click.command()
 @click.argument("model")
-@click.option("--table", "tables", multiple=True, default=("nested", "e3m0"), type=click.Choice(list(TABLES)))
-@click.option("--group-size", default=64)
+@click.option("--table", "tables", multiple=True, default=("stored", "e3m0"), type=click.Choice(TABLES))
 @click.option("--prompts", "count", default=40, help="Half from MT-Bench, half from HumanEval.")
 @click.option("--tokens", default=64, help="Of each answer.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path))
-def main(model: str, tables: tuple[str, ...], group_size: int, count: int, tokens: int, csv_path: Path | None) -> None:
-    path = resolve(model)
+def main(model: str, tables: tuple[str, ...], count: int, tokens: int, csv_path: Path | None) -> None:
+    path = converted_model(model)
     converted, tokenizer = load_converted(path), Tokenizer(path)
     ends = frozenset(tokenizer.eos_ids)
     prompts = [p for f in ("mt_bench", "humaneval") for p in read_prompts(PROMPTS / f"{f}.jsonl", count // 2)]
     exact = Engine(converted, context=2048)
-    drafts = {f: Engine((converted.config, weights_in(converted, f, group_size)), context=2048) for f in tables}
+    drafts = {f: Engine((converted.config, weights_in(converted, f)), context=2048) for f in tables}
     hits: dict[str, list[bool]] = {f: [] for f in tables}
     overlaps: dict[str, list[float]] = {f: [] for f in tables}
     for prompt in prompts:
@@ -118,14 +120,12 @@ def main(model: str, tables: tuple[str, ...], group_size: int, count: int, token
             draft = draft_distributions(engine, ids, list(chosen))
             hits[table] += (draft.argmax(axis=1) == np.array(chosen)).tolist()
             overlaps[table] += np.minimum(draft, np.stack(truth)).sum(axis=1).tolist()
-    rows = []
+    rows, group_size = [], converted.spec.group_size
     for table in tables:
         rate, n = float(np.mean(hits[table])), len(hits[table])
         error, overlap = (rate * (1 - rate) / n) ** 0.5, float(np.mean(overlaps[table]))
-        rows.append([model, table, group_size, n, f"{rate:.4f}", f"{error:.4f}", f"{overlap:.4f}"])
-        click.echo(
-            f"{table:14s} g={group_size}: agreement {rate:.4f} +- {error:.4f}, overlap {overlap:.4f}, {n} tokens"
-        )
+        rows.append([path.name, table, group_size, n, f"{rate:.4f}", f"{error:.4f}", f"{overlap:.4f}"])
+        click.echo(f"{table:8s} g={group_size}: agreement {rate:.4f} +- {error:.4f}, overlap {overlap:.4f}, {n} tokens")
     if csv_path:
         with csv_path.open("w", newline="") as file:
             writer = csv.writer(file)

@@ -19,7 +19,7 @@ import speq
 from speq.bench.machine import read_bandwidth, this_machine
 from speq.bench.prompts import read_prompts
 from speq.checkpoint.converted import load_converted
-from speq.checkpoint.resolve import resolve
+from speq.locate import converted_model
 from speq.models.config import model_config
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -67,7 +67,7 @@ def main(
     threads: int | None,
     csv_path: Path | None,
 ) -> None:
-    path = resolve(model)
+    path = converted_model(model)
     loaded = speq.load(str(path), threads=threads)
     prompts = [p for f in FILES for p in read_prompts(PROMPTS / f"{f}.jsonl", count + 1)]
     loaded.generate(prompts.pop(0).text, max_new_tokens=32)  # warm-up

@@ -1,18 +1,20 @@
 """Token ids with speculation on against off, over thousands of tokens: the promise of exact text, counted.
 
-Every prompt is continued twice, plainly and with the self-draft, at every draft length in turn (1..16 and automatic),
-every other prompt sampled with a seed. One differing token id fails the run.
+Every prompt is continued plainly once, by the best kernels of the machine. Then every kernel path and number of threads
+asked for continues it with the self-draft, at every draft length in turn (1..16 and automatic), every other prompt
+sampled with a seed. One differing token id fails the run.
 
-    python benchmarks/exactness.py MODEL [MODEL ...] [--tokens 10000] [--new-tokens 128] [--csv FILE]
+    python benchmarks/exactness.py MODEL [MODEL ...] [--tokens 10000] [--isa avx2 ...] [--threads 1 ...] [--csv FILE]
 """
 
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import astuple, dataclass, fields
+from itertools import count, product
 from pathlib import Path
 
 import click
@@ -20,6 +22,8 @@ import click
 import speq
 from speq.bench.machine import this_machine
 from speq.bench.prompts import Prompt, read_prompts
+from speq.kernels.native import available_isas
+from speq.processors import default_threads
 
 PROMPTS = Path(__file__).parent / "prompts"
 FILES = ("mt_bench", "humaneval", "gsm8k_train_200")
@@ -27,8 +31,18 @@ LENGTHS: tuple[int | None, ...] = (None, *range(1, 17))
 
 
 @dataclass
+class Plain:
+    """A prompt and its plain continuation."""
+
+    text: str
+    sampling: speq.Sampling
+    draft_length: int | None
+    token_ids: list[int]
+
+
+@dataclass
 class Tally:
-    """Counts over one model."""
+    """Counts over one model on one kernel path."""
 
     prompts: int = 0
     tokens: int = 0
@@ -45,54 +59,75 @@ def endless_prompts() -> Iterator[Prompt]:
         yield prompts[i // len(files) % len(prompts)]
 
 
-def compare(model: speq.Model, tokens: int, new_tokens: int) -> Tally:
-    """Continue prompts until ``tokens`` were compared."""
-    tally = Tally()
+def continue_plainly(model: speq.Model, tokens: int, new_tokens: int) -> list[Plain]:
+    """Plain continuations of as many prompts as make up ``tokens``."""
+    done: list[Plain] = []
     for i, prompt in enumerate(endless_prompts()):
         sampling = speq.Sampling(temperature=0.8, top_p=0.95, seed=i) if i % 2 else speq.Sampling()
-        plain = model.generate(prompt.text, max_new_tokens=new_tokens, sampling=sampling, draft="none")
+        result = model.generate(prompt.text, max_new_tokens=new_tokens, sampling=sampling, draft="none")
+        done.append(Plain(prompt.text, sampling, LENGTHS[i % len(LENGTHS)], result.token_ids))
+        if sum(len(plain.token_ids) for plain in done) >= tokens:
+            return done
+    raise AssertionError("the prompts never end")
+
+
+def compare(model: speq.Model, references: list[Plain], new_tokens: int) -> Tally:
+    """Continue the same prompts with the self-draft."""
+    tally = Tally(prompts=len(references))
+    for plain in references:
         drafted = model.generate(
-            prompt.text,
+            plain.text,
             max_new_tokens=new_tokens,
-            sampling=sampling,
+            sampling=plain.sampling,
             draft="self",
-            draft_length=LENGTHS[i % len(LENGTHS)],
+            draft_length=plain.draft_length,
         )
-        tally.prompts += 1
         tally.tokens += len(plain.token_ids)
         tally.differing += sum(a != b for a, b in zip(plain.token_ids, drafted.token_ids, strict=False))
         tally.differing += abs(len(plain.token_ids) - len(drafted.token_ids))
         tally.drafted += drafted.stats.drafted
         tally.accepted += drafted.stats.accepted
-        if tally.tokens >= tokens:
-            return tally
-    raise AssertionError("the prompts never end")
+    return tally
+
+
+def load(name: str, isa: str, threads: int) -> speq.Model:
+    os.environ["SPEQ_ISA"] = isa
+    return speq.load(name, threads=threads, context=4096)
 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option("--tokens", default=10000, help="Tokens to compare for each model.")
+@click.option("--tokens", default=10000, help="Tokens to compare for each model and path.")
 @click.option("--new-tokens", default=128, help="Of each answer.")
-@click.option("--threads", type=int)
+@click.option("--isa", "isas", multiple=True, help="Kernel paths; the best one by default.")
+@click.option("--threads", "counts", multiple=True, type=int, help="One per core by default.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path))
-def main(models: tuple[str, ...], tokens: int, new_tokens: int, threads: int | None, csv_path: Path | None) -> None:
+def main(
+    models: tuple[str, ...],
+    tokens: int,
+    new_tokens: int,
+    isas: tuple[str, ...],
+    counts: tuple[int, ...],
+    csv_path: Path | None,
+) -> None:
+    best, cores = available_isas()[0], default_threads()
     rows = []
     for name in models:
-        tally = compare(speq.load(name, threads=threads), tokens, new_tokens)
-        rate = tally.accepted / max(tally.drafted, 1)
-        click.echo(
-            f"{name}: {tally.differing} differing of {tally.tokens} token ids, {tally.prompts} prompts, "
-            f"{tally.drafted} drafted, {rate:.3f} accepted"
-        )
-        rows.append(
-            [name, tally.prompts, tally.tokens, tally.differing, tally.drafted, tally.accepted, str(this_machine())]
-        )
+        references = continue_plainly(load(name, best, cores), tokens, new_tokens)
+        for isa, threads in product(isas or (best,), counts or (cores,)):
+            tally = compare(load(name, isa, threads), references, new_tokens)
+            rate = tally.accepted / max(tally.drafted, 1)
+            click.echo(
+                f"{name} on {isa} with {threads} threads: {tally.differing} differing of {tally.tokens} token ids, "
+                f"{tally.prompts} prompts, {tally.drafted} drafted, {rate:.3f} accepted"
+            )
+            rows.append([Path(name).name, isa, threads, *astuple(tally), this_machine().processor])
     if csv_path:
         with csv_path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["model", "prompts", "tokens", "differing", "drafted", "accepted", "machine"])
+            writer.writerow(["model", "isa", "threads", *(field.name for field in fields(Tally)), "machine"])
             writer.writerows(rows)
-    if any(row[3] for row in rows):
+    if any(row[5] for row in rows):
         sys.exit(1)
 
 

@@ -250,9 +250,10 @@ def test_damaged_models_are_one_clear_line(fails, speq_run, tiny_checkpoint, wri
     spoilt = write_checkpoint(tmp_path / "spoilt", change=spoil)
     code, out, err = speq_run("generate", spoilt, "-p", "a")
     assert out == ""
-    note, error = err.splitlines()  # the run that converts says what it met
+    kept, uncalibrated, error = err.splitlines()  # the run that converts says what it met
     assert code == 1
-    assert note.startswith("note: model.norm.weight has 1 weights that are NaN or infinite")
+    assert kept.startswith("note: model.norm.weight has 1 weights that are NaN or infinite")
+    assert "activations are not finite" in uncalibrated
     assert "not finite" in error
     assert "not finite" in fails("generate", spoilt, "-p", "a")
 
@@ -261,7 +262,7 @@ def test_no_space_is_one_clear_line(fails, tiny_checkpoint, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device", "/disk/file")
 
-    monkeypatch.setattr("speq.checkpoint.resolve.resolve", full)
+    monkeypatch.setattr("speq.locate.resolve", full)
     assert "/disk/file: no space left on device: free some space" in fails("generate", tiny_checkpoint, "-p", "a")
 
 
@@ -293,7 +294,7 @@ def test_an_interruption_elsewhere_is_exit_code_130(speq_run, tiny_checkpoint, m
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("speq.checkpoint.resolve.resolve", interrupted)
+    monkeypatch.setattr("speq.locate.resolve", interrupted)
     code, out, err = speq_run("generate", tiny_checkpoint, "-p", "hi")
     assert (code, out, err.strip()) == (130, "", "speq: interrupted")
 

@@ -21,6 +21,7 @@ def encode(
     patterns: NDArray[np.uint16],
     importance: NDArray[np.float32],
     candidates: NDArray[np.float32],
+    influence: NDArray[np.float32],
     codes: NDArray[np.uint8],
     residual: NDArray[np.uint8],
     scales: NDArray[np.uint16],
@@ -129,7 +130,18 @@ class Step:
     ) -> None: ...
     def head(self, x: int, norm: _Norm, matrix: int, /) -> None: ...
     def bind(self) -> None: ...
-    def run(self, tokens: NDArray[np.int32], start: int, draft: bool, logits: int, /) -> NDArray[np.float32]: ...
+    def run(
+        self,
+        tokens: NDArray[np.int32],
+        start: int,
+        draft: bool,
+        logits: int,
+        first: int = 0,
+        last: int | None = None,
+    ) -> NDArray[np.float32]: ...
+    def buffer(self, index: int, /) -> NDArray[np.float32]: ...
+    @property
+    def operators(self) -> int: ...
     @property
     def isa(self) -> str: ...
     @property

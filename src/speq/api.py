@@ -225,8 +225,7 @@ def load(
         SpeqError: the model cannot be found, read, converted or run.
     """
     from speq.checkpoint.converted import load_converted
-    from speq.checkpoint.resolve import resolve
-    from speq.models.config import model_config
+    from speq.locate import converted_model
     from speq.models.model import Engine as ModelEngine
     from speq.models.tokenizer import Tokenizer, end_ids
     from speq.processors import default_threads
@@ -234,7 +233,7 @@ def load(
     if threads is not None and threads < 1:
         raise SpeqError(f"threads {threads} is out of range: use at least 1")
     threads = threads or default_threads()
-    path = resolve(str(name), progress=progress, threads=threads, check=model_config)
+    path = converted_model(str(name), progress=progress, threads=threads)
     converted = load_converted(path)
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context)
     tokenizer = Tokenizer(path) if converted.tokenizer else None

@@ -8,15 +8,17 @@ import pytest
 
 import speq
 from speq.bench import demo
-from speq.checkpoint.resolve import resolve
 from speq.errors import SpeqError
+from speq.locate import converted_model
 
 
 @pytest.fixture
 def tiny_demo(tiny_checkpoint, tmp_path, monkeypatch):
     """The demo with a tiny model and short answers."""
     monkeypatch.setenv("SPEQ_CACHE", str(tmp_path))
-    monkeypatch.setattr(demo, "resolve", lambda name, progress: resolve(str(tiny_checkpoint), progress=progress))
+    monkeypatch.setattr(
+        demo, "converted_model", lambda name, progress: converted_model(str(tiny_checkpoint), progress=progress)
+    )
     monkeypatch.setattr(demo, "NEW_TOKENS", 12)
 
 
@@ -49,7 +51,7 @@ def test_errors_and_interruptions_are_one_line(capsys, monkeypatch):
         def fail(name, progress, error=error):
             raise error
 
-        monkeypatch.setattr(demo, "resolve", fail)
+        monkeypatch.setattr(demo, "converted_model", fail)
         assert demo.main() == code
         assert capsys.readouterr().err.strip().startswith(line)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -49,6 +51,11 @@ def hard_matrices(spec: Spec) -> dict[str, NDArray[np.uint16]]:
         "ragged": normal[:7, :319].copy(),
         "alternately huge and tiny": np.tile(np.array([infinity - 1, 1], np.uint16), (4, 64)),
     }
+
+
+@pytest.fixture
+def hard() -> Callable[[Spec], dict[str, NDArray[np.uint16]]]:
+    return hard_matrices
 
 
 @pytest.fixture

@@ -64,11 +64,11 @@ def test_nested_scale_is_the_best_candidate(dtype):
         for candidate in candidates(spec):
             scale = to_float32(from_float32(np.array([largest * candidate], np.float32), "bf16"), "bf16")[0]
             starts = nested_bins(spec, from_float32(np.array(scale), "bf16"))
-            magnitudes = (bits[row] & 0x7FFF).astype(int)
-            code = np.searchsorted(starts[1:], magnitudes, side="right") + (bits[row] >> 15 << 3)
-            residual = magnitudes - starts[code & 7]
-            code[(residual < 0) | (residual >= 1 << spec.residual_bits)] = 0
-            value = np.array(spec.levels)[code] * float(scale) / 64
+            residuals = (bits[row] & 0x7FFF).astype(int)[:, None] - starts
+            holds = (residuals >= 0) & (residuals < 1 << spec.residual_bits)
+            drafts = np.array(spec.levels)[(bits[row] >> 15 << 3)[:, None] + np.arange(8)] * float(scale) / 64
+            code = np.where(holds, np.abs(drafts - x[row][:, None]), np.inf).argmin(axis=1)
+            value = np.where(holds.any(axis=1), drafts[np.arange(64), code], spec.levels[0] * float(scale) / 64)
             assert costs[row] <= (importance * (value - x[row]) ** 2).sum() * (1 + 1e-5)
 
 

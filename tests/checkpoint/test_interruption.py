@@ -12,7 +12,7 @@ import pytest
 from hf_models import MakeModel, llama_tensors
 
 from speq.bits import SplitTensor
-from speq.checkpoint import convert as convert_module
+from speq.checkpoint import split as split_module
 from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import load_converted
 from speq.checkpoint.restore import restore
@@ -27,8 +27,8 @@ class Encoder:
         self.encoded = 0
         self.limit: int | None = None
         self.error: BaseException = KeyboardInterrupt()
-        self._encode = convert_module.encode
-        monkeypatch.setattr(convert_module, "encode", self)
+        self._encode = split_module.encode
+        monkeypatch.setattr(split_module, "encode", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> SplitTensor:
         if self.encoded == self.limit:

@@ -17,9 +17,9 @@ import speq
 from speq.bench.machine import this_machine
 from speq.checkpoint.catalogue import catalogue
 from speq.checkpoint.converted import Converted, load_converted
-from speq.checkpoint.resolve import resolve
 from speq.cli.terminal import ProgressBars
 from speq.errors import SpeqError
+from speq.locate import converted_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +74,7 @@ def main() -> int:
 def _run(console: Console) -> int:
     console.print(f"Fetching and converting [bold]{catalogue()[NAME].title}[/] (both happen once) ...")
     with ProgressBars() as progress:
-        path = resolve(NAME, progress=progress)
+        path = converted_model(NAME, progress=progress)
     converted = load_converted(path)
     for line in converted.notes:
         console.print(f"note: {line}", style="dim", soft_wrap=True)

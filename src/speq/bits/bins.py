@@ -1,10 +1,13 @@
 """Bins: the integers ``T[c]`` at which they begin, and which bin and residual a weight gets.
 
 ``T`` must come out the same on every platform and in every kernel, because a weight is rebuilt as ``T[c] +
-residual``: it is made of one float32 multiplication, one truncation and integers.
+residual``: it is made of one float32 multiplication, one truncation and integers. Which of the bins that can hold a
+weight it gets is the encoder's choice; a decoder does not ask.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +26,13 @@ def nested_bins(spec: Spec, scales: NDArray[np.uint16]) -> NDArray[np.int32]:
     return np.maximum(truncate(edges, spec.dtype) - np.array(spec.drops, np.int32), 0)
 
 
-def assign(
+def largest_bin(
     magnitudes: NDArray[np.int32], bins: NDArray[np.int32], residual_bits: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.bool_]]:
     """Bin, residual and escape mark of magnitudes [...], with bins [..., 8] that broadcast against them.
 
-    The bin is the largest ``c`` with ``T[c] <= m``, else 0; a weight whose residual does not fit is an escape and
-    gets bin 0, residual 0.
+    The bin is the largest ``c`` with ``T[c] <= m``, else 0: the rule of ``e3m0``. A weight whose residual does not fit
+    is an escape and gets bin 0, residual 0.
     """
     chosen = np.zeros(magnitudes.shape, np.uint8)
     start = np.broadcast_to(bins[..., 0], magnitudes.shape)
@@ -37,7 +40,38 @@ def assign(
         reached = bins[..., c] <= magnitudes
         chosen = np.where(reached, np.uint8(c), chosen)
         start = np.where(reached, bins[..., c], start)
-    residuals = magnitudes - start
+    return _finish(chosen, magnitudes - start, residual_bits)
+
+
+def nearest_bin(
+    magnitudes: NDArray[np.int32],
+    bins: NDArray[np.int32],
+    residual_bits: int,
+    targets: NDArray[np.float32],
+    values: NDArray[np.float32],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.bool_]]:
+    """The same for ``nested``: of the bins that can hold the weight the one whose draft value is nearest to a target.
+
+    ``targets`` [...] and ``values`` [..., 8], the draft value of each bin, are float32; the lowest of equals is taken,
+    and the first that can hold it where no distance is a number. A weight that no bin can hold is an escape.
+    """
+    chosen = np.zeros(magnitudes.shape, np.uint8)
+    residuals = np.full(magnitudes.shape, -1)
+    best = np.full(magnitudes.shape, np.inf, np.float32)
+    for c in range(8):
+        residual = magnitudes - bins[..., c]
+        distance = np.abs(targets - values[..., c])
+        holds = (residual >= 0) & (residual < 1 << residual_bits)
+        better = holds & ((distance < best) | (residuals < 0))
+        chosen = np.where(better, np.uint8(c), chosen)
+        residuals = np.where(better, residual, residuals)
+        best = np.where(better, distance, best)
+    return _finish(chosen, residuals, residual_bits)
+
+
+def _finish(
+    chosen: NDArray[np.uint8], residuals: NDArray[Any], residual_bits: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.bool_]]:
     escapes = (residuals < 0) | (residuals >= 1 << residual_bits)
     return np.where(escapes, np.uint8(0), chosen), np.where(escapes, 0, residuals).astype(np.uint16), escapes
 

@@ -22,6 +22,7 @@ def encode(
     spec: Spec,
     *,
     column_weights: NDArray[np.float32] | None = None,
+    feedback: NDArray[np.float32] | None = None,
     threads: int | None = None,
 ) -> SplitTensor:
     """Split a matrix of 16-bit floats into draft codes, residuals and scales.
@@ -33,12 +34,14 @@ def encode(
         spec: the format.
         column_weights: float32 [K], importance of each column in the search for scales (for example its mean squared
             activation), finite and not negative; all equal by default.
+        feedback: float32 [B, C, C], how much a column's error counts in later columns of its block, from
+            :func:`speq.bits.feedback_of`; B C at least K. Only for ``nested``; none by default.
         threads: threads to use; all processors by default. The result does not depend on it.
 
     Raises:
-        SpeqError: the matrix or the column weights have the wrong shape, type or range.
+        SpeqError: the matrix, the column weights or the feedback have the wrong shape, type or range.
     """
-    _check(bits, column_weights)
+    _check(bits, column_weights, feedback, spec)
     patterns = np.require(bits, np.uint16, ["C", "A"])
     rows, columns = patterns.shape
     planes = {name: np.zeros(size, dtype) for name, (size, dtype) in plane_layout(spec, (rows, columns), 0).items()}
@@ -55,6 +58,7 @@ def encode(
         patterns,
         importance,
         candidates(spec),
+        np.zeros((0, 0, 0), np.float32) if feedback is None else np.require(feedback, np.float32, ["C", "A"]),
         planes["codes"],
         planes["residual"],
         planes["scales"],
@@ -108,7 +112,12 @@ def _threads(threads: int | None) -> int:
     return default_threads()
 
 
-def _check(bits: NDArray[np.uint16], column_weights: NDArray[np.float32] | None) -> None:
+def _check(
+    bits: NDArray[np.uint16],
+    column_weights: NDArray[np.float32] | None,
+    feedback: NDArray[np.float32] | None,
+    spec: Spec,
+) -> None:
     if bits.ndim != 2 or bits.dtype != np.uint16:
         raise SpeqError(f"a split matrix is made from a uint16 matrix, not from {bits.dtype}{list(bits.shape)}")
     rows, columns = bits.shape
@@ -118,9 +127,24 @@ def _check(bits: NDArray[np.uint16], column_weights: NDArray[np.float32] | None)
         raise SpeqError(f"a matrix with {columns} columns cannot be split (limit {MAX_COLUMNS}); store it as it is")
     if rows * columns >= 1 << 32:
         raise SpeqError(f"a matrix of {rows} x {columns} weights cannot be split (limit 2**32 - 1); store it in parts")
-    if column_weights is None:
-        return
+    if column_weights is not None:
+        _check_column_weights(column_weights, columns)
+    if feedback is not None:
+        _check_feedback(feedback, columns, spec)
+
+
+def _check_column_weights(column_weights: NDArray[np.float32], columns: int) -> None:
     if column_weights.shape != (columns,):
         raise SpeqError(f"column weights have shape {list(column_weights.shape)}, not [{columns}]")
     if not (np.isfinite(column_weights).all() and (column_weights >= 0).all()):
         raise SpeqError("column weights must be finite and not negative")
+
+
+def _check_feedback(feedback: NDArray[np.float32], columns: int, spec: Spec) -> None:
+    if spec.format != "nested":
+        raise SpeqError(f"the codes of {spec.format} follow from the weights alone: leave out the feedback")
+    blocks, size, other = feedback.shape if feedback.ndim == 3 else (0, 0, 0)
+    if size != other or blocks * size < columns:
+        raise SpeqError(f"feedback has shape {list(feedback.shape)}, which does not cover {columns} columns in blocks")
+    if not np.isfinite(feedback).all():
+        raise SpeqError("feedback must be finite")

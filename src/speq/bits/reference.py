@@ -10,17 +10,24 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.bits.bins import assign, exponent_histogram, exponent_table, nested_bins
+from speq.bits.bins import exponent_histogram, exponent_table, largest_bin, nested_bins
+from speq.bits.feedback import codes_with_feedback
 from speq.bits.floats import to_float32
 from speq.bits.layout import pack, unpack_codes, unpack_residuals
-from speq.bits.scales import column_importance, e3m0_scales, nested_scales
+from speq.bits.scales import column_importance, e3m0_scales, nested_codes, nested_scales
 from speq.bits.spec import Spec
 from speq.bits.tensor import COLUMNS, ROWS, SplitTensor, grid, plane_layout
 
 WEIGHTS_AT_ONCE = 1 << 20
 
 
-def encode(bits: NDArray[np.uint16], spec: Spec, *, column_weights: NDArray[np.float32] | None = None) -> SplitTensor:
+def encode(
+    bits: NDArray[np.uint16],
+    spec: Spec,
+    *,
+    column_weights: NDArray[np.float32] | None = None,
+    feedback: NDArray[np.float32] | None = None,
+) -> SplitTensor:
     """Split a matrix of 16-bit patterns [N, K]; see :func:`speq.bits.encode`."""
     rows, columns = bits.shape
     row_blocks, blocks, groups = grid(spec, (rows, columns))
@@ -38,11 +45,7 @@ def encode(bits: NDArray[np.uint16], spec: Spec, *, column_weights: NDArray[np.f
         real = np.zeros(chunk.shape, np.bool_)
         real[: stop - start, :columns] = True
         scales = _scales(chunk, real * importance, spec, table)
-        bins = nested_bins(spec, scales) if spec.format == "nested" else table.astype(np.int32)[None, None, :]
-        magnitudes = (chunk & 0x7FFF).astype(np.int32).reshape(*scales.shape, spec.group_size)
-        grouped = assign(magnitudes, bins[:, :, None, :], spec.residual_bits)
-        bin_index, residuals = grouped[0].reshape(chunk.shape), grouped[1].reshape(chunk.shape)
-        escapes = grouped[2].reshape(chunk.shape)
+        bin_index, residuals, escapes = _choose(chunk, columns, scales, spec, table, feedback)
         codes = bin_index | np.where(escapes, 0, chunk >> 15 << 3).astype(np.uint8)
         codes, residuals, escapes = (
             np.where(real, codes, np.uint8(0)),
@@ -99,6 +102,27 @@ def _scales(
     else:
         scales = e3m0_scales(groups, weights, spec, table)
     return scales.reshape(len(chunk), -1)
+
+
+def _choose(
+    chunk: NDArray[np.uint16],
+    columns: int,
+    scales: NDArray[np.uint16],
+    spec: Spec,
+    table: NDArray[np.uint16],
+    feedback: NDArray[np.float32] | None,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.bool_]]:
+    """Bins, residuals and escape marks of padded rows of patterns with ``columns`` true columns."""
+    if feedback is not None:
+        padding = ((0, 0), (0, chunk.shape[1] - columns))
+        bins, residuals, escapes = codes_with_feedback(chunk[:, :columns], scales, feedback, spec)
+        return np.pad(bins, padding), np.pad(residuals, padding), np.pad(escapes, padding)
+    if spec.format == "nested":
+        bins, residuals, escapes, _ = nested_codes(chunk.reshape(-1, spec.group_size), scales.reshape(-1), spec)
+    else:
+        magnitudes = (chunk & 0x7FFF).astype(np.int32)
+        bins, residuals, escapes = largest_bin(magnitudes, table.astype(np.int32), spec.residual_bits)
+    return bins.reshape(chunk.shape), residuals.reshape(chunk.shape), escapes.reshape(chunk.shape)
 
 
 def _columnwise(scales: NDArray[np.uint16], tensor: SplitTensor) -> NDArray[np.uint16]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.bits.bins import assign, nested_bins
+from speq.bits.bins import largest_bin, nearest_bin, nested_bins
 from speq.bits.floats import INFINITY_BITS, from_float32, to_float32
 from speq.bits.spec import Spec
 
@@ -47,20 +47,33 @@ def nested_scales(groups: NDArray[np.uint16], importance: NDArray[np.float32], s
 
     ``importance``, float32 [n, g], is 0 for padding.
     """
-    largest, factor, values, counted = _prepare(groups, importance, spec)
-    magnitudes = (groups & 0x7FFF).astype(np.int32)
+    largest, _, values, counted = _prepare(groups, importance, spec)
     best_cost = np.full(len(groups), np.inf, np.float32)
     best = np.zeros(len(groups), np.uint16)
     for candidate in candidates(spec):
         scales = _rounded(largest, candidate)
-        codes, _, escapes = assign(magnitudes, nested_bins(spec, scales)[:, None, :], spec.residual_bits)
-        levels = _levels(groups, codes, escapes, spec)
-        step = to_float32(scales, "bf16") * factor * np.float32(1 / 64)
-        error = values - levels * step[:, None]
+        codes, _, escapes, steps = nested_codes(groups, scales, spec)
+        error = values - _levels(groups, codes, escapes, spec) * steps[:, None]
         cost = _sum(counted * (error * error))
         better = cost < best_cost
         best_cost, best = np.where(better, cost, best_cost), np.where(better, scales, best)
     return np.where(largest < SMALLEST, np.uint16(0), best)
+
+
+def nested_codes(
+    groups: NDArray[np.uint16], scales: NDArray[np.uint16], spec: Spec
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.bool_], NDArray[np.float32]]:
+    """Bins, residuals and escape marks [n, g] of groups with these scales [n], every weight drafted as near as can be.
+
+    Also the value [n] of one level, after the group was brought near 1.
+    """
+    _, factor, values, _ = _prepare(groups, np.ones(groups.shape, np.float32), spec)
+    steps = to_float32(scales, "bf16") * factor * np.float32(1 / 64)
+    codes = (groups >> 15 << 3)[..., None] | np.arange(8, dtype=np.uint16)
+    drafts = np.array(spec.levels, np.float32)[codes] * steps[:, None, None]
+    bins = nested_bins(spec, scales)[:, None, :]
+    magnitudes = (groups & 0x7FFF).astype(np.int32)
+    return *nearest_bin(magnitudes, bins, spec.residual_bits, values, drafts), steps
 
 
 def e3m0_scales(
@@ -69,7 +82,7 @@ def e3m0_scales(
     """Scales (BF16 bits) [n] of groups [n, g] whose codes ``table`` fixes: least squares in closed form."""
     largest, factor, values, counted = _prepare(groups, importance, spec)
     magnitudes = (groups & 0x7FFF).astype(np.int32)
-    codes, _, escapes = assign(magnitudes, table.astype(np.int32), spec.residual_bits)
+    codes, _, escapes = largest_bin(magnitudes, table.astype(np.int32), spec.residual_bits)
     levels = _levels(groups, codes, escapes, spec)
     agreement, power = _sum(counted * (values * levels)), _sum(counted * (levels * levels))
     usable = (largest >= SMALLEST) & (agreement > 0) & (power > 0)

@@ -3,7 +3,8 @@
 A 16-bit float's magnitude ``m = bits & 0x7fff`` is an integer that grows with ``|w|``. A code is ``sign << 3 | c``
 with a bin ``c`` in 0..7; bin ``c`` begins at the integer ``T[c]`` and the weight is ``sign << 15 | (T[c] +
 residual)``. The formats differ in where ``T`` comes from: ``nested`` computes it from real-valued edges and the scale
-of a group of weights, ``e3m0`` keeps one table of exponents per tensor. See docs/formats.md.
+of a group of weights, ``e3m0`` keeps one table of exponents per tensor. The bins of ``nested`` overlap, so that an
+encoder may choose among them. See docs/formats.md.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
@@ -31,8 +31,8 @@ NESTED_MAGNITUDES: dict[Dtype, tuple[int, ...]] = {
 }
 """Least squared error on weights of two language models and on normal ones, scales searched."""
 
-NESTED_FIRST_EDGE: dict[Dtype, float | None] = {"fp16": 0.051, "bf16": None}
-"""Where bin 1 begins, if not halfway between its level and the one below: lower means fewer escapes for FP16."""
+NESTED_FIRST_EDGE: dict[Dtype, float] = {"fp16": 0.051, "bf16": 7 / 64}
+"""Where bin 0 ends. Lower means fewer escapes, and fewer weights that may choose between bins 0 and 1."""
 
 E3M0_MAGNITUDES = (0, 1, 2, 4, 8, 16, 32, 64)
 """Powers of two; the lowest bin, 9 exponents below the highest, is worth nothing."""
@@ -89,10 +89,10 @@ class Spec:
         if format == "e3m0":
             return cls(format, dtype, group_size, (0.0,) * 8, (0,) * 8, _signed(E3M0_MAGNITUDES))
         magnitudes = NESTED_MAGNITUDES[dtype]
-        edges = [(low + high) / 128 for low, high in pairwise(magnitudes)]
-        edges[0] = NESTED_FIRST_EDGE[dtype] or edges[0]
+        # A weight may take the level above it, and any below it within reach of the residual.
+        edges = (NESTED_FIRST_EDGE[dtype], *(level / 64 for level in magnitudes[:-1]))
         drops = (1 << residual_bits(format, dtype),) + (0,) * 7
-        return cls(format, dtype, group_size, (edges[0], *edges), drops, _signed(magnitudes))
+        return cls(format, dtype, group_size, edges, drops, _signed(magnitudes))
 
     @property
     def residual_bits(self) -> int:

@@ -10,9 +10,11 @@ from typing import Any
 
 from speq.bits.spec import Dtype, Format
 from speq.checkpoint.catalogue import find_entry
-from speq.checkpoint.convert import Options, convert, job_of
+from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import is_converted, read_manifest
+from speq.checkpoint.job import Options, job_of
 from speq.checkpoint.pull import pull, pull_record
+from speq.checkpoint.recode import Calibration
 from speq.checkpoint.rounding import DTYPES
 from speq.checkpoint.source import identity
 from speq.checkpoint.storage import Progress, cache_dir
@@ -27,6 +29,7 @@ def resolve(
     group_size: int | None = None,
     dtype: Dtype | None = None,
     dither: int | None = None,
+    calibration: Calibration | None = None,
     threads: int | None = None,
     check: Callable[[dict[str, Any]], object] | None = None,
 ) -> Path:
@@ -37,6 +40,7 @@ def resolve(
         progress: called with counts of bytes while fetching and of weights while converting.
         format, group_size, dtype, dither: as for a conversion; a converted directory must agree with those that are
             given.
+        calibration: for a conversion; what is converted already is taken as it is.
         threads: for the conversion; None for all cores.
         check: called with the config before a conversion, to refuse a model by raising.
 
@@ -47,7 +51,8 @@ def resolve(
     if path.is_dir() and is_converted(path):
         _check_options(path, format=format, group_size=group_size, dtype=dtype, dither=dither)
         return path
-    options = Options(format or "nested", group_size or 64, dtype, dither)
+    known = None if calibration is None or format == "e3m0" else calibration.identity
+    options = Options(format or "nested", group_size or 64, dtype, dither, known)
     if not path.exists():
         found = _converted_earlier(name, options)
         if found is not None:
@@ -62,6 +67,7 @@ def resolve(
             group_size=options.group_size,
             dtype=dtype,
             dither=dither,
+            calibration=calibration,
             progress=progress,
             threads=threads,
             check=check,

@@ -47,12 +47,19 @@ def pull(name: str) -> None:
     metavar="SEED",
     help="Spread the weights of a quantised source within their quantisation steps.",
 )
+@click.option(
+    "--calibrate/--no-calibrate",
+    default=True,
+    show_default=True,
+    help="Choose draft codes for the activations on a little text, for nested.",
+)
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Processor cores to use; all by default.")
-def convert(src: str, dst: Path, group_size: str, **options: Any) -> None:
+def convert(src: str, dst: Path, group_size: str, calibrate: bool, **options: Any) -> None:
     """Convert SRC (a directory, .gguf file, catalogue name or hub id) to the directory DST.
 
     An interrupted conversion continues when it is started again.
     """
+    from speq.calibration import Calibration
     from speq.checkpoint.convert import convert as convert_files
     from speq.checkpoint.resolve import locate
     from speq.models.config import model_config
@@ -60,7 +67,13 @@ def convert(src: str, dst: Path, group_size: str, **options: Any) -> None:
     with ProgressBars() as progress:
         source = locate(src, progress)
         report = convert_files(
-            source, dst, group_size=int(group_size), check=model_config, progress=progress, **options
+            source,
+            dst,
+            group_size=int(group_size),
+            calibration=Calibration() if calibrate else None,
+            check=model_config,
+            progress=progress,
+            **options,
         )
     for line in report.notes:
         note(line)
@@ -76,9 +89,9 @@ def convert(src: str, dst: Path, group_size: str, **options: Any) -> None:
 @click.argument("dst", type=click.Path(path_type=Path))
 def restore(model: str, dst: Path) -> None:
     """Write the 16-bit safetensors that MODEL was converted from to the directory DST, bit for bit."""
-    from speq.checkpoint.resolve import resolve
     from speq.checkpoint.restore import restore as restore_files
+    from speq.locate import converted_model
 
     with ProgressBars() as progress:
-        path = restore_files(resolve(model, progress=progress), dst, progress)
+        path = restore_files(converted_model(model, progress=progress), dst, progress)
     click.echo(path)

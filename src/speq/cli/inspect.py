@@ -21,11 +21,11 @@ _BAR = 50  # columns of the longest bar
 def inspect(model: str, as_json: bool) -> None:
     """Show bits per weight, the exponent histogram, escapes and the draft's error, in all and per layer."""
     from speq.checkpoint.converted import load_converted
-    from speq.checkpoint.resolve import resolve
     from speq.inspection import inspect_model
+    from speq.locate import converted_model
 
     with ProgressBars() as progress:
-        converted = load_converted(resolve(model, progress=progress))
+        converted = load_converted(converted_model(model, progress=progress))
         total, layers = inspect_model(converted, progress)
     about = {
         "model": model,
@@ -33,6 +33,7 @@ def inspect(model: str, as_json: bool) -> None:
         "format": converted.spec.format,
         "dtype": converted.spec.dtype,
         "group_size": converted.spec.group_size,
+        "calibrated": converted.source.get("calibration") is not None,
         "bytes": converted.bytes,
     }
     if as_json:

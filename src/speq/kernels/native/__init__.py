@@ -97,8 +97,10 @@ class NativeStep:
         self._vectors: dict[str, NDArray[np.float32]] = {}
         self._buffers = {name: self._step.add_buffer(width) for name, width in program.buffers.items()}
         self._matrices: dict[str, int] = {}
+        self._ends: list[int] = []  # of the native operators that each operator of the program became
         for op in program.ops:
             self._add(op)
+            self._ends.append(self._step.operators)
         self._step.bind()
 
     @property
@@ -121,6 +123,19 @@ class NativeStep:
             ValueError: a token outside the vocabulary, or positions beyond the cache.
         """
         return self._step.run(np.ascontiguousarray(tokens, dtype=np.int32), start, draft, _LOGITS[logits])
+
+    def run_one(self, op: int, tokens: NDArray[np.int32]) -> None:
+        """Run only operator ``op`` of the program, exactly, on ``tokens`` at positions 0, 1, ...
+
+        What it reads and writes is in the buffers before and after. For those who look inside a model.
+        """
+        begin = self._ends[op - 1] if op else 0
+        tokens = np.ascontiguousarray(tokens, dtype=np.int32)
+        self._step.run(tokens, 0, False, _LOGITS["none"], begin, self._ends[op])
+
+    def buffer(self, name: str) -> NDArray[np.float32]:
+        """A buffer of the program in place, float32 ``[max_tokens, width]``."""
+        return self._step.buffer(self._buffers[name])
 
     def _matrix(self, name: str) -> int:
         if name not in self._matrices:

@@ -1,11 +1,13 @@
 // Python face of the step: matrices over NumPy memory (which the Python side keeps alive), operators, and run().
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "step.h"
@@ -135,9 +137,13 @@ std::unique_ptr<Step> make_step(const std::string& isa, int threads, int max_tok
                                   vocab_size);
 }
 
-nb::object run(nb::handle self, Vector<int32_t> tokens, int start, bool draft, int logits) {
+nb::object run(nb::handle self, Vector<int32_t> tokens, int start, bool draft, int logits, size_t first,
+               std::optional<size_t> last) {
     auto& step = nb::cast<Step&>(self);
-    const Pass pass{tokens.data(), static_cast<int>(tokens.size()), start, draft, static_cast<Logits>(logits)};
+    const size_t end = last.value_or(step.operators());
+    require(first <= end && end <= step.operators(), "there are no such operators");
+    const Pass pass{
+        tokens.data(), static_cast<int>(tokens.size()), start, draft, static_cast<Logits>(logits), first, end};
     require(pass.count >= 1 && pass.count <= step.max_tokens(), "too many tokens for one pass");
     require(start >= 0 && start + pass.count <= step.capacity(), "the pass ends beyond the KV cache");
     for (int t = 0; t < pass.count; ++t)
@@ -149,6 +155,16 @@ nb::object run(nb::handle self, Vector<int32_t> tokens, int start, bool draft, i
     }
     nb::ndarray<nb::numpy, const float> view(step.logits(),
                                              {static_cast<size_t>(rows), static_cast<size_t>(step.vocab_size())}, self);
+    return nb::cast(view);
+}
+
+// A buffer as it lies in memory: float32 [max_tokens, width].
+nb::object buffer(nb::handle self, int index) {
+    auto& step = nb::cast<Step&>(self);
+    Buffer& found = step.buffer(index);
+    nb::ndarray<nb::numpy, float, nb::ndim<2>> view(
+        found.data.get(), {static_cast<size_t>(step.max_tokens()), static_cast<size_t>(found.width)}, self,
+        {found.stride, 1});
     return nb::cast(view);
 }
 
@@ -185,7 +201,10 @@ void bind_step(nb::module_& m) {
              })
         .def("head", [](Step& s, int x, NormArgument norm, int matrix) { add_head(s, x, make_norm(norm), matrix); })
         .def("bind", &Step::bind)
-        .def("run", &run)
+        .def("run", &run, nb::arg("tokens"), nb::arg("start"), nb::arg("draft"), nb::arg("logits"),
+             nb::arg("first") = 0, nb::arg("last") = nb::none())
+        .def("buffer", &buffer)
+        .def_prop_ro("operators", &Step::operators)
         .def_prop_ro("isa", [](const Step& s) { return std::string(s.isa()); })
         .def_prop_ro("threads", &Step::threads);
 }

@@ -10,6 +10,8 @@
 #include <bit>
 #include <cstdint>
 
+#include "kernels.h"
+
 namespace speq::codec {
 
 constexpr int kRows = 4;      // rows of a row block
@@ -28,6 +30,8 @@ struct Format {
     std::array<int32_t, 8> drops;
     std::array<int16_t, 16> levels;
     Bins table;  // T of e3m0
+    decltype(Kernels::nearest_bins) nearest_bins;
+    decltype(Kernels::add_outer) add_outer;
 
     int residual_bytes() const { return kRows * (kColumns + kColumns * (residual_bits - 8) / 8); }
     int infinity() const { return bf16 ? 0x7f80 : 0x7c00; }
@@ -64,6 +68,16 @@ inline Bins bins(const Format& format, uint16_t scale) {
     for (int c = 0; c < 8; ++c)
         result[c] = int16_t(std::max(truncate(format.edges[c] * wide, format.bf16) - format.drops[c], 0));
     return result;
+}
+
+// What codes are worth in a draft, `step` being the value of one level.
+inline Drafts drafts_of(const Format& format, float step) {
+    Drafts drafts;
+    for (size_t c = 0; c < 8; ++c) {
+        drafts.above[c] = float(format.levels[c]) * step;
+        drafts.below[c] = float(format.levels[c + 8]) * step;
+    }
+    return drafts;
 }
 
 // Column, within a block, of the low nibble of code byte b; the high nibble is kHalf columns further.

@@ -15,6 +15,18 @@ struct DraftRow {
     float* offsets;  // [padded columns / 32]: -64 * sum of the half block's values
 };
 
+// Weights that look for a bin: magnitudes as integers, -1 or 0 for negative or not, and the value to come near.
+struct Candidates {
+    const int32_t *magnitudes, *negative;
+    const float* targets;
+    int count;
+};
+
+// What the codes of a group are worth in a draft: of positive weights (codes 0 to 7) and of negative ones.
+struct Drafts {
+    float above[8], below[8];
+};
+
 struct Kernels {
     const char* name;
     // The matrix products depend on the format; all other operators do not.
@@ -34,6 +46,12 @@ struct Kernels {
     void (*swiglu)(float* gate, const float* up, int width);
     void (*attend)(const float* query, const uint16_t* keys, const uint16_t* values, int first, int last, int head_dim,
                    float scale, float* weights, float* out);
+
+    // For the encoder. Of the bins that begin at start[0..7] and can hold a weight the one whose draft value is nearest
+    // to the target, the lowest of equals; -1 (an escape, which drafts as code 0) if there is none.
+    void (*nearest_bins)(const Candidates&, const int16_t* start, const Drafts&, int residual_bits, int32_t* bins,
+                         float* values);
+    void (*add_outer)(const float* errors, const float* factors, int n, float* rows, size_t stride);
 };
 
 // Floats of scratch that exact_rows needs for so many tokens.

@@ -4,6 +4,7 @@
 #include "draft.h"
 #include "exact.h"
 #include "kernels.h"
+#include "nearest.h"
 #include "operators.h"
 #include "quantise.h"
 
@@ -56,6 +57,8 @@ inline Kernels make_kernels(const char* name) {
         .to_cache = to_cache,
         .swiglu = swiglu,
         .attend = attend,
+        .nearest_bins = nearest_bins,
+        .add_outer = add_outer,
     };
 }
 

@@ -82,7 +82,8 @@ void Step::work(int member, uint32_t run) {
         if (pass_run_ != run) return;  // too late: the run is over and the next one has begun
         pass = pass_;
     }
-    for (auto& op : operators_) {
+    for (size_t i = pass.first; i < pass.last; ++i) {
+        auto& op = operators_[i];
         const int total = op->tasks(*this, pass);
         if (total == 0) continue;
         Tasks tasks(op->stage, run, total);

@@ -13,13 +13,15 @@ namespace speq {
 
 enum class Logits { none, last, all };
 
-// What one call of run() does: `count` tokens from position `start` on, with draft or exact weights.
+// What one call of run() does: `count` tokens from position `start` on, with draft or exact weights, through operators
+// `first` to `last` - 1.
 struct Pass {
     const int32_t* tokens;
     int count;
     int start;
     bool draft;
     Logits logits;
+    size_t first, last;
 };
 
 struct Buffer {  // float32 [max_tokens, stride]; columns width..stride-1 are always zero
@@ -110,6 +112,7 @@ class Step {
 
     const float* logits() const { return logits_.get(); }
     int vocab_size() const { return vocab_size_; }
+    size_t operators() const { return operators_.size(); }
     int max_tokens() const { return max_tokens_; }
     int capacity() const { return cache_.capacity; }
     const char* isa() const { return kernels_.name; }

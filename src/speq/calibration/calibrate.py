@@ -1,0 +1,39 @@
+"""What the conversion of a checkpoint asks for: second moments of every matrix's inputs, segment by segment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speq.calibration.observe import BLOCK, observe
+from speq.calibration.samples import LONGEST, read_samples, text_identity
+from speq.checkpoint.converted import Converted
+from speq.errors import SpeqError
+from speq.models.config import model_config
+from speq.models.tokenizer import Tokenizer
+
+
+class Calibration:
+    """Activations on the text that comes with speq; a :class:`speq.checkpoint.recode.Calibration`."""
+
+    identity = f"{text_identity()}, {LONGEST} tokens, blocks of {BLOCK}"
+
+    def refusal(self, model: Converted) -> str | None:
+        """Why this model cannot be calibrated, or None."""
+        if model.tokenizer is None:
+            return "the checkpoint has no tokenizer"
+        return None
+
+    def moments(self, model: Converted, threads: int) -> Iterator[Mapping[str, NDArray[np.float32]]]:
+        """E[x x^T] of the inputs of the matrices named, float32 ``[blocks, columns, columns]``; see :func:`observe`.
+
+        Raises:
+            SpeqError: the tokenizer makes no tokens of the text.
+        """
+        tokenizer = Tokenizer(model.path)
+        samples = read_samples(tokenizer, model_config(model.config).context_length)
+        if not samples:
+            raise SpeqError(f"{model.path}: the tokenizer makes no tokens of the calibration text; use --no-calibrate")
+        return observe(model.config, {**model.raw, **model.split}, samples, threads)
