@@ -42,25 +42,33 @@ def export_gguf(model_dir: Path, path: Path, kind: Kind = "F16") -> Path:
     tensors = [info for info in source.tensors if not (config.tied_head and info.name == "lm_head.weight")]
     check_space(path, sum(info.size * (2 if info.is_matrix else 4) for info in tensors), "writing a GGUF file")
     partial = path.with_name(f".{path.name}.partial")
-    with writing_to(path.parent):
-        writer = gguf.GGUFWriter(partial, architecture)
-        _add_metadata(writer, source, config, kind)
-        _add_vocabulary(writer, read_vocabulary(model_dir, config.vocab_size), source.config)
-        divisors = _rope_divisors(source.config, config)
-        if divisors is not None:
-            writer.add_tensor_info("rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes)
-        for info in tensors:
-            _add_info(writer, info, kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        if divisors is not None:
-            writer.write_tensor_data(divisors)
-        for info in tensors:
-            writer.write_tensor_data(_stored(source, info, config, kind))
+    writer = gguf.GGUFWriter(partial, architecture)
+    try:
+        with writing_to(path.parent):
+            _write(writer, source, tensors, config, kind)
+            partial.rename(path)
+    finally:
         writer.close()
-        partial.rename(path)
+        partial.unlink(missing_ok=True)
     return path
+
+
+def _write(writer: Any, source: HuggingFaceSource, tensors: list[TensorInfo], config: ModelConfig, kind: Kind) -> None:
+    _add_metadata(writer, source, config, kind)
+    _add_vocabulary(writer, read_vocabulary(source.path, config.vocab_size), source.config)
+    divisors = _rope_divisors(source.config, config)
+    if divisors is not None:
+        writer.add_tensor_info("rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes)
+    for info in tensors:
+        _add_info(writer, info, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if divisors is not None:
+        writer.write_tensor_data(divisors)
+    for info in tensors:
+        writer.write_tensor_data(_stored(source, info, config, kind))
+    writer.flush()
 
 
 def _add_metadata(writer: Any, source: HuggingFaceSource, config: ModelConfig, kind: Kind) -> None:
@@ -140,7 +148,7 @@ def _add_info(writer: Any, info: TensorInfo, kind: Kind) -> None:
 
 
 def _stored(source: HuggingFaceSource, info: TensorInfo, config: ModelConfig, kind: Kind) -> NDArray[Any]:
-    """A tensor as the file has it: float16 or BF16 bits for matrices, float32 for vectors, rows in llama.cpp's order."""
+    """A tensor as the file has it: float16 or BF16 bits for matrices, float32 for vectors; rows in its order."""
     array = source.read(info.name)
     if config.model_type in ("llama", "mistral"):
         heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(info.name.split(".")[-2])
