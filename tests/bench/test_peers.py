@@ -51,7 +51,7 @@ def test_a_worker_that_cannot_load_or_dies_is_one_line(tiny_converted, tmp_path)
     with pytest.raises(SpeqError, match="speq ended with code -9"):
         worker.generate(IDS, 2)
     worker.close()
-    with pytest.raises(SpeqError, match="ended with code 1: KeyError: 'unknown'"):
+    with pytest.raises(SpeqError, match="unknown failed: KeyError: 'unknown'"):
         Worker(replace(ENGINES["speq"], name="unknown"), tiny_converted, 1, 64)
 
 
@@ -95,7 +95,7 @@ def test_the_comparison_counts_and_goes_on_without_what_fails(tiny_converted, tm
     assert fast.plain_ratio == pytest.approx(expected)
     assert fast.low <= fast.rate <= fast.high
     broken, memory = (line for line in result.notes if "left out" in line or "broken" in line)
-    assert broken.startswith("broken ended with code 1")
+    assert broken == "broken failed: KeyError: 'broken'"
     assert memory.startswith("large is left out: it needs about")
 
 
