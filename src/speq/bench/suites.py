@@ -91,7 +91,7 @@ def decode_report(
     say("attention")
     attention = measure_attention(config, weights, threads=threads)
     report.tables = [
-        _pass_table(passes),
+        pass_table(passes),
         *_end_to_end_tables(total),
         _prefill_table(prefill),
         _overhead_table(overhead),
@@ -128,7 +128,8 @@ def _attention_table(rows: Sequence[AttentionRow]) -> Table:
     return Table("attention", "Attention of one token, all layers", columns, found)
 
 
-def _pass_table(rows: Sequence[PassRow]) -> Table:
+def pass_table(rows: Sequence[PassRow]) -> Table:
+    """How passes are shown, and kept under the name ``passes``."""
     columns = (
         Column("kind", "pass"),
         Column("tokens", "tokens", "d"),

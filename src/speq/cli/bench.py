@@ -122,12 +122,15 @@ def peers(model: str, prompt_file: Path | None, count: int | None, json_path: Pa
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Where the plots go.")
 def plot(reports: tuple[Path, ...], out: Path) -> None:
-    """Draw the plots (PNG and SVG) of REPORTS, files that --json wrote."""
+    """Draw the plots (PNG and SVG) of REPORTS: JSON of speq bench, or CSV of a script of benchmarks/."""
+    from speq.bench.csv_report import read_csv
     from speq.bench.plots import draw
     from speq.bench.report import read_json
 
-    for path in [made for report in reports for made in draw(read_json(report), out, report.stem)]:
-        click.echo(path)
+    for path in reports:
+        report = read_csv(path) if path.suffix == ".csv" else read_json(path)
+        for made in draw(report, out, path.stem):
+            click.echo(made)
 
 
 def _engines(names: tuple[str, ...]) -> tuple[str, ...]:
