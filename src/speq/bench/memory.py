@@ -25,6 +25,7 @@ class MemoryRow:
         import_seconds, load_seconds, first_token_seconds: to the imported package, from there to the loaded model, from
             there to the first token.
         resident, peak: bytes of memory at the end and at most; None where the system does not tell.
+        anonymous: those of the resident bytes that are not mapped from files.
         file: bytes of weights on disk, which are mapped and therefore count as resident.
         cache: bytes of keys and values of the tokens that were generated.
         tokens: prompt and generated tokens.
@@ -35,6 +36,7 @@ class MemoryRow:
     first_token_seconds: float
     resident: int | None
     peak: int | None
+    anonymous: int | None
     file: int
     cache: int
     tokens: int
@@ -65,16 +67,17 @@ def measure_memory(path: Path, *, threads: int | None = None, new_tokens: int = 
 
 
 def memory_of(pid: int | str = "self") -> dict[str, int | None]:
-    """``resident`` and ``peak`` memory of a process in bytes, as Linux tells; None elsewhere."""
-    found: dict[str, int | None] = {"resident": None, "peak": None}
+    """``resident``, ``peak`` and ``anonymous`` memory of a process in bytes, as Linux tells; None elsewhere."""
+    names = {"VmRSS": "resident", "VmHWM": "peak", "RssAnon": "anonymous"}
+    found: dict[str, int | None] = dict.fromkeys(names.values())
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return found
     for line in lines:
         key, _, value = line.partition(":")
-        if key in ("VmRSS", "VmHWM"):
-            found["resident" if key == "VmRSS" else "peak"] = int(value.split()[0]) * 1024
+        if key in names:
+            found[names[key]] = int(value.split()[0]) * 1024
     return found
 
 

@@ -194,6 +194,7 @@ def _memory_table(row: Any) -> Table:
         Column("start_seconds", "to first token, s", ".2f"),
         Column("resident", "resident, MB", ",.1f", 1e-6),
         Column("peak", "at most", ",.1f", 1e-6),
+        Column("anonymous", "not from files", ",.1f", 1e-6),
         Column("file", "weights on disk", ",.1f", 1e-6),
         Column("cache", "KV cache", ",.1f", 1e-6),
         Column("ratio", "resident / (weights + cache)", ".3f"),
