@@ -19,7 +19,7 @@ from speq.kernels.step import Weights
 from speq.models.config import ModelConfig
 from speq.models.decoder import build_program
 
-_ROUNDS, _LIMIT = 25, 30.0
+_ROUNDS, _LIMIT = 100, 20.0
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def decode_report(
     prefill = measure_prefill(model.engine, config, weights, threads=threads)
     model.reset()
     say("overhead")
-    overhead = measure_overhead(config, weights, threads=threads, rounds=rounds)
+    overhead = measure_overhead(config, weights, threads=threads)
     say("attention")
     attention = measure_attention(config, weights, threads=threads)
     report.tables = [

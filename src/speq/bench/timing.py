@@ -37,6 +37,8 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Run every variant once per round and collect what it returns, seconds of its own measuring.
 
+    Who begins moves on from round to round, so that nobody always finds the caches as the same other one left them.
+
     Args:
         variants: by name; each is called once before the rounds, which is not counted.
         rounds: how many, at least one.
@@ -49,9 +51,11 @@ def take_turns(
         variant()
     taken: dict[str, list[float]] = {name: [] for name in variants}
     started = time.perf_counter()
-    for _ in range(max(rounds, 1)):
-        for name, variant in variants.items():
-            taken[name].append(variant())
+    names = list(variants)
+    for number in range(max(rounds, 1)):
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            taken[name].append(variants[name]())
         if time.perf_counter() - started > limit:
             break
     return taken
