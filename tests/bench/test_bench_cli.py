@@ -35,7 +35,7 @@ def test_kernels(speq_run, tiny_converted, slow_memory, tmp_path):
     assert "gate, up" in out
     content = json.loads((tmp_path / "k.json").read_text())
     assert (content["kind"], content["machine"]["threads"], content["model"]["format"]) == ("kernels", 1, "nested")
-    assert set(content["results"]) == {"kernels", "attention"}
+    assert set(content["results"]) == {"kernels", "attention", "others"}
 
 
 def test_decode(speq_run, tiny_converted, slow_memory, tmp_path, prompt_file):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import speq
-from speq.bench import attention, endtoend, kernels, memory, overhead, passes, prefill, programs
+from speq.bench import attention, endtoend, kernels, memory, overhead, passes, prefill, programs, small_operators
 from speq.bench.prompts import builtin_prompts
 from speq.bench.timing import Timing, take_turns
 from speq.checkpoint.converted import load_converted
@@ -115,6 +115,12 @@ def test_overhead_is_what_the_products_leave(model):
     assert [row.kind for row in rows] == ["plain", "draft"]
     assert rows[0].overhead == rows[0].seconds - rows[0].products
     assert overhead.OverheadRow("plain", 4.0, 3.0).share == 0.25
+
+
+def test_small_operators_are_timed(model):
+    rows = small_operators.measure_small_operators(model.config, model.weights, threads=1, rounds=3)
+    assert [row.operator for row in rows] == ["call, embedding row", "rotary, cache"]
+    assert rows[0].seconds > 0
 
 
 def test_memory_is_that_of_another_process(tiny_converted):

@@ -9,7 +9,7 @@ import pytest
 from speq.bench.plots import draw
 from speq.errors import SpeqError
 
-KERNEL = {"bandwidth": 4e10, "operations": 2e6, "bytes": 1e6, "gflops": 50.0}
+KERNEL = {"bandwidth": 4e10, "peak": 2e11, "operations": 2e6, "bytes": 1e6, "gflops": 50.0}
 RESULTS = {
     "kernels": [{**KERNEL, "kind": kind} for kind in ("draft", "plain", "verify")],
     "passes": [

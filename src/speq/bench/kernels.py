@@ -14,6 +14,7 @@ import numpy as np
 from speq import _native
 from speq.bench import programs
 from speq.bench.machine import read_bandwidth
+from speq.bench.prefill import SQUARE_OPERATIONS, numpy_product
 from speq.bench.timing import Timing, seconds_of, take_turns
 from speq.kernels.step import Weights
 from speq.models.config import ModelConfig
@@ -38,6 +39,7 @@ class KernelRow:
         bytes: of weights that the pass reads.
         bandwidth: bytes per second that reading alone reached in the same rounds.
         half_seconds: the same product for one token with plain FP16 weights.
+        peak: operations per second of a large float32 product by NumPy's library, in the same rounds.
         operations: multiplications and additions.
     """
 
@@ -50,6 +52,7 @@ class KernelRow:
     bytes: int
     bandwidth: float
     half_seconds: float
+    peak: float
     operations: int
 
     @property
@@ -127,9 +130,11 @@ def measure_product(
     variants = {f"exact {n}": pass_of(n, False) for n in tokens}
     variants["draft 1"] = pass_of(1, True)
     variants["half"] = plain_half(weights, group.matrices, threads)
+    variants["square"] = numpy_product()
     variants["bandwidth"] = lambda: read_bandwidth(threads, gigabytes=0.25, repeats=2)
     taken = take_turns(variants, rounds, _LIMIT)
     half, bandwidth = (float(np.median(taken[name])) for name in ("half", "bandwidth"))
+    peak = SQUARE_OPERATIONS / float(np.median(taken["square"]))
     count = programs.weight_count(weights, group.matrices)
 
     def row(name: str) -> KernelRow:
@@ -138,7 +143,7 @@ def measure_product(
         timing = Timing.of(taken[name])
         read = programs.plane_bytes(weights, group.matrices, draft=kind == "draft")
         seconds = (timing.median, timing.low, timing.high)
-        return KernelRow(group.name, kind, int(n), *seconds, read, bandwidth, half, 2 * count * int(n))
+        return KernelRow(group.name, kind, int(n), *seconds, read, bandwidth, half, peak, 2 * count * int(n))
 
     return [row("draft 1"), *(row(f"exact {n}") for n in tokens)]
 

@@ -58,11 +58,12 @@ def _figures(report: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _roofline(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Arithmetic done per byte of weights against its speed, under the roof that the memory bandwidth sets."""
-    bandwidth = sorted(row["bandwidth"] for row in rows)[len(rows) // 2]
+    """Operations per byte of weights against their speed, under what memory and plain float32 arithmetic allow."""
+    bandwidth, peak = (sorted(row[key] for row in rows)[len(rows) // 2] for key in ("bandwidth", "peak"))
     intensities = [row["operations"] / row["bytes"] for row in rows]
     ends = [min(intensities) / 1.5, max(intensities) * 1.5]
     axes.plot(ends, [end * bandwidth / 1e9 for end in ends], color="grey", label=f"{bandwidth / 1e9:.0f} GB/s, as read")
+    axes.axhline(peak / 1e9, color="grey", linestyle=":", label="a large float32 product by NumPy")
     for kind, marker in _MARKERS.items():
         chosen = [row for row in rows if row["kind"] == kind]
         x = [row["operations"] / row["bytes"] for row in chosen]
@@ -98,4 +99,5 @@ def _engines(axes: Any, rows: list[dict[str, Any]]) -> None:
     colours = ["C0" if row["engine"].startswith("speq") else "grey" for row in ordered]
     bars = axes.barh([row["engine"] for row in ordered], rates, xerr=spread, color=colours, ecolor="black", capsize=3)
     axes.bar_label(bars, fmt="%.1f", padding=6)
+    axes.margins(x=0.12)
     axes.set_xlabel("tokens per second")

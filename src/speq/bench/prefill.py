@@ -22,6 +22,7 @@ from speq.processors import default_threads
 
 BLOCKS = (256, 512)
 _SIDE = 1536  # of the square product
+SQUARE_OPERATIONS = 2 * _SIDE**3
 _ROUNDS, _LIMIT = 5, 60.0
 
 
@@ -90,7 +91,7 @@ def measure_prefill(
         variants["torch"] = torch_product(threads or default_threads())
     taken = take_turns(variants, rounds, _LIMIT)
     engine.truncate(0)
-    yardstick = {name: 2 * _SIDE**3 / min(taken[name]) / 1e9 for name in ("numpy", "torch") if name in taken}
+    yardstick = {name: SQUARE_OPERATIONS / min(taken[name]) / 1e9 for name in ("numpy", "torch") if name in taken}
     rows = []
     for length in lengths:
         timing = Timing.of(taken[str(length)])

@@ -147,9 +147,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def describe_model(name: str, converted: Converted) -> dict[str, Any]:
-    """What the report says of a model."""
+    """What the report says of a model; of a path only the last part, as the rest belongs to one machine."""
     return {
-        "name": name,
+        "name": Path(name).name if Path(name).exists() else name,
         "source": str(converted.source.get("name", "")),
         "model_type": converted.config.get("model_type"),
         "format": converted.spec.format,

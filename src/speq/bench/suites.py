@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from speq.bench.passes import PassRow, measure_passes
 from speq.bench.prefill import measure_prefill
 from speq.bench.prompts import Prompt
 from speq.bench.report import Column, Report, Table, describe_model, row_of
+from speq.bench.small_operators import OperatorRow, measure_small_operators
 from speq.checkpoint.converted import Converted, load_converted
 from speq.kernels.step import Weights
 from speq.models.config import model_config
@@ -47,7 +49,8 @@ def kernels_report(
     )
     say("attention")
     attention = measure_attention(config, weights, threads=threads, rounds=rounds)
-    report.tables = [_kernel_table(rows), _attention_table(attention)]
+    small = measure_small_operators(config, weights, threads=threads)
+    report.tables = [_kernel_table(rows), _attention_table(attention), _small_table(small)]
     report.notes.append("the operators of all layers together; the plain FP16 product is for one token")
     return report
 
@@ -120,6 +123,12 @@ def _kernel_table(rows: Sequence[KernelRow]) -> Table:
     )
     properties = ("rate", "bandwidth_share", "half_ratio", "gflops")
     return Table("kernels", "Matrix products, all layers", columns, [row_of(row, *properties) for row in rows])
+
+
+def _small_table(rows: Sequence[OperatorRow]) -> Table:
+    return Table(
+        "others", "Other operators of one token", (Column("operator", "operator"), _MS), [asdict(row) for row in rows]
+    )
 
 
 def _attention_table(rows: Sequence[AttentionRow]) -> Table:
