@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,7 +38,10 @@ def measure_small_operators(
     def seconds(step: NativeStep) -> float:
         return seconds_of(lambda: step.run(token, 0, logits="none"))
 
-    variants = {"call, embedding row": partial(seconds, call), rotary.name: lambda: seconds(rotated) - seconds(call)}
+    variants: dict[str, Callable[[], float]] = {
+        "call, embedding row": partial(seconds, call),
+        rotary.name: lambda: seconds(rotated) - seconds(call),
+    }
     taken = take_turns(variants, rounds)
     timings = {name: Timing.of(values) for name, values in taken.items()}
     return [OperatorRow(name, timing.median, timing.low, timing.high) for name, timing in timings.items()]
