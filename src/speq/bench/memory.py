@@ -1,6 +1,6 @@
 """Start-up and memory of a fresh process: seconds to the model and to the first token, resident memory at the end.
 
-python -m speq.bench.memory MODEL THREADS TOKENS       (the process that is measured; prints one JSON object)
+The process that is measured is ``python -m speq.bench.memory MODEL THREADS TOKENS STARTED``; it prints a JSON object.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class MemoryRow:
     """One process that loaded a converted model and generated some tokens from a short prompt.
 
     Attributes:
-        import_seconds, load_seconds, first_token_seconds: to the imported package, from there to the loaded model, from
-            there to the first token.
+        start_seconds: from the start of the program to the first token.
+        load_seconds, first_token_seconds: of these for loading, and from there to the first token.
         resident, peak: bytes of memory at the end and at most; None where the system does not tell.
         anonymous: those of the resident bytes that are not mapped from files.
         file: bytes of weights on disk, which are mapped and therefore count as resident.
@@ -31,7 +31,7 @@ class MemoryRow:
         tokens: prompt and generated tokens.
     """
 
-    import_seconds: float
+    start_seconds: float
     load_seconds: float
     first_token_seconds: float
     resident: int | None
@@ -40,11 +40,6 @@ class MemoryRow:
     file: int
     cache: int
     tokens: int
-
-    @property
-    def start_seconds(self) -> float:
-        """From the start of the program to the first token."""
-        return self.import_seconds + self.load_seconds + self.first_token_seconds
 
     @property
     def ratio(self) -> float | None:
@@ -59,6 +54,7 @@ def measure_memory(path: Path, *, threads: int | None = None, new_tokens: int = 
         SpeqError: the process failed.
     """
     arguments = [sys.executable, "-m", "speq.bench.memory", str(path), str(threads or 0), str(new_tokens)]
+    arguments.append(str(time.time()))
     done = subprocess.run(arguments, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -81,8 +77,7 @@ def memory_of(pid: int | str = "self") -> dict[str, int | None]:
     return found
 
 
-def _measured(path: Path, threads: int | None, new_tokens: int) -> MemoryRow:
-    started = time.perf_counter()
+def _measured(path: Path, threads: int | None, new_tokens: int, started: float) -> MemoryRow:
     import speq
 
     imported = time.perf_counter()
@@ -91,7 +86,7 @@ def _measured(path: Path, threads: int | None, new_tokens: int) -> MemoryRow:
     prompt = list(range(min(8, model.engine.vocab_size)))
     stream = model.stream(prompt, max_new_tokens=new_tokens, draft="self", ignore_ends=True)
     next(stream)
-    first = time.perf_counter()
+    first, since_start = time.perf_counter(), time.time() - started
     for _ in stream:
         pass
     from speq.checkpoint.layout import WEIGHTS
@@ -100,7 +95,7 @@ def _measured(path: Path, threads: int | None, new_tokens: int) -> MemoryRow:
     config = model_config(json.loads((path / "config.json").read_text(encoding="utf-8")))
     tokens = stream.result.stats.prompt_tokens + stream.result.stats.new_tokens
     return MemoryRow(
-        import_seconds=imported - started,
+        start_seconds=since_start,
         load_seconds=loaded - imported,
         first_token_seconds=first - loaded,
         **memory_of(),
@@ -111,4 +106,5 @@ def _measured(path: Path, threads: int | None, new_tokens: int) -> MemoryRow:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(_measured(Path(sys.argv[1]), int(sys.argv[2]) or None, int(sys.argv[3])))))
+    model_path, thread_count, token_count, start = sys.argv[1:]
+    print(json.dumps(asdict(_measured(Path(model_path), int(thread_count) or None, int(token_count), float(start)))))
