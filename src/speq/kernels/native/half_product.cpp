@@ -19,8 +19,7 @@ namespace nb = nanobind;
 
 namespace {
 
-constexpr size_t kRows = 4;         // at a time: they share each activation that is loaded
-constexpr size_t kPrefetch = 1024;  // weights ahead, as in the measurement of the bandwidth
+constexpr size_t kRows = 4;  // at a time: they share each activation that is loaded
 
 using Rows = void (*)(const uint16_t* weights, size_t columns, size_t rows, const float* x, float* y);
 
@@ -53,7 +52,7 @@ __attribute__((target("avx2,fma,f16c"))) void rows_avx2(const uint16_t* weights,
             const __m256 low = _mm256_loadu_ps(x + k), high = _mm256_loadu_ps(x + k + 8);
             for (size_t i = 0; i < kRows; ++i) {
                 const uint16_t* w = row + i * columns + k;
-                if (k % 32 == 0) __builtin_prefetch(w + kPrefetch);
+                if (k % 32 == 0) __builtin_prefetch(w + kRows * columns);  // the rows after these
                 sums[i][0] = _mm256_fmadd_ps(load(w), low, sums[i][0]);
                 sums[i][1] = _mm256_fmadd_ps(load(w + 8), high, sums[i][1]);
             }
