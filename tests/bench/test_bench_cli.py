@@ -96,4 +96,4 @@ def test_errors_are_one_line(speq_run, tiny_converted, arguments, said):
 def test_unknown_engines_are_wrong_usage(speq_run, tiny_converted):
     code, _, err = speq_run("peers", tiny_converted, "--engine", "vllm")
     assert code == 2
-    assert "'vllm' is not one of speq-plain, speq, transformers-bf16" in err
+    assert "'vllm' is not one of 'speq-plain', 'speq', 'transformers-bf16'" in err

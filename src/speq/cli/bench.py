@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from speq.bench.peers import DEFAULT, ENGINES
 from speq.cli.terminal import ProgressBars, note
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _rounds = click.option(
 )
 
 
-@bench.command()
+@bench.command(short_help="Time every operator.")
 @_model
 @_rounds
 @_threads
@@ -59,7 +60,7 @@ def kernels(model: str, rounds: int, threads: int | None, json_path: Path | None
     _finish(kernels_report(model, _resolve(model), threads=threads, rounds=rounds, say=_say), json_path)
 
 
-@bench.command()
+@bench.command(short_help="Time passes, prompts, prefill and memory.")
 @_model
 @_prompts
 @_count
@@ -84,15 +85,15 @@ def decode(
     _finish(decode_report(model, _resolve(model), prompts, say=_say, **options), json_path)
 
 
-@bench.command()
+@bench.command(short_help="Compare with other engines.")
 @_model
 @click.option(
     "--engine",
     "engines",
-    metavar="NAME",
     multiple=True,
-    callback=lambda context, option, value: _engines(value),
-    help="An engine to compare; several may be given.  [default: all but llama.cpp-bf16]",
+    type=click.Choice(list(ENGINES)),
+    default=DEFAULT,
+    help="An engine to compare; may be given several times.  [default: all but llama.cpp-bf16]",
 )
 @_prompts
 @_count
@@ -118,7 +119,7 @@ def peers(model: str, prompt_file: Path | None, count: int | None, json_path: Pa
     _finish(report, json_path)
 
 
-@bench.command()
+@bench.command(short_help="Draw what was measured.")
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Where the plots go.")
 def plot(reports: tuple[Path, ...], out: Path) -> None:
@@ -131,16 +132,6 @@ def plot(reports: tuple[Path, ...], out: Path) -> None:
         report = read_csv(path) if path.suffix == ".csv" else read_json(path)
         for made in draw(report, out, path.stem):
             click.echo(made)
-
-
-def _engines(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names, checked; the default engines if there are none."""
-    from speq.bench.peers import DEFAULT, ENGINES
-
-    unknown = [name for name in names if name not in ENGINES]
-    if unknown:
-        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(ENGINES)}")
-    return names or DEFAULT
 
 
 def _read(path: Path | None, count: int | None) -> list[Prompt]:
