@@ -106,7 +106,7 @@ def compare_engines(
         for spec in specs:
             say(f"loading {spec.name}")
             try:
-                _check_fits(spec, checkpoint_bytes)
+                _check_fits(spec, workers, checkpoint_bytes)
                 worker = Worker(spec, files.path(spec.files), threads, context)
                 workers.append(worker)
                 worker.generate(warm_up.ids, _WARM_UP_TOKENS)
@@ -187,14 +187,20 @@ def _summary(spec: EngineSpec, runs: Sequence[PeerRow], resident: int | None) ->
     )
 
 
-def _check_fits(spec: EngineSpec, checkpoint_bytes: int) -> None:
-    """Refuse an engine that would push the others out of memory, as far as the system tells what is available."""
+def _check_fits(spec: EngineSpec, workers: Sequence[Worker], checkpoint_bytes: int) -> None:
+    """Refuse an engine that would push the others out of memory, as far as the system tells what is available.
+
+    It calls mapped files available; those of the workers must stay, or they would be read from disk again and again.
+    """
     info = Path("/proc/meminfo")
     lines = info.read_text().splitlines() if info.exists() else []
     available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+    if available is None:
+        return
+    available -= checkpoint_bytes * len({worker.spec.files for worker in workers})
     needed = spec.memory * checkpoint_bytes
-    if available is not None and needed > available:
+    if needed > available:
         raise SpeqError(
-            f"{spec.name} is left out: it needs about {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are "
-            "available; run it with fewer others (--engine)"
+            f"{spec.name} is left out: it needs about {needed / 1e9:.1f} GB of memory and {max(available, 0) / 1e9:.1f} GB are "
+            "free beside the others; run it with fewer of them (--engine)"
         )
