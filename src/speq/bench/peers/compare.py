@@ -200,7 +200,5 @@ def _check_fits(spec: EngineSpec, workers: Sequence[Worker], checkpoint_bytes: i
     available -= checkpoint_bytes * len({worker.spec.files for worker in workers})
     needed = spec.memory * checkpoint_bytes
     if needed > available:
-        raise SpeqError(
-            f"{spec.name} is left out: it needs about {needed / 1e9:.1f} GB of memory and {max(available, 0) / 1e9:.1f} GB are "
-            "free beside the others; run it with fewer of them (--engine)"
-        )
+        figures = f"it needs about {needed / 1e9:.1f} GB of memory and {max(available, 0) / 1e9:.1f} GB are free"
+        raise SpeqError(f"{spec.name} is left out: {figures} beside the others; run it with fewer of them (--engine)")
