@@ -110,7 +110,7 @@ ENGINES: Mapping[str, EngineSpec] = {
             "gguf-f16",
             "openvino_genai",
             "openvino-genai",
-            memory=2.2,
+            memory=3.2,
         ),
         EngineSpec(
             "openvino-lookup",
@@ -119,7 +119,7 @@ ENGINES: Mapping[str, EngineSpec] = {
             "gguf-f16",
             "openvino_genai",
             "openvino-genai",
-            memory=2.2,
+            memory=3.2,
             options={"lookup": True},
         ),
     )
