@@ -53,6 +53,8 @@ format: $(VENV)/.check
 	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
 
 bench: $(VENV)/.speq
+	$(RUN) benchmarks/kernels.py $(MODEL)
+	$(RUN) benchmarks/passes.py $(MODEL)
 	$(RUN) benchmarks/decode.py $(MODEL)
 	$(RUN) benchmarks/agreement.py $(MODEL)
 	$(RUN) benchmarks/exactness.py $(MODEL)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import speq
 from speq.bench.machine import this_machine
+from speq.bench.prompts import builtin_prompts
 from speq.checkpoint.catalogue import catalogue
 from speq.checkpoint.converted import Converted, load_converted
 from speq.cli.terminal import ProgressBars
@@ -26,14 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NAME = "smollm2-135m-instruct"
-FIRST_PROMPT = "Explain in a few sentences why the sky is blue."
-PROMPTS = (
-    "Write a short story about a lighthouse keeper who finds a message in a bottle.",
-    "What are the differences between a list and a tuple in Python? Give an example of each.",
-    "Describe how bread is made, step by step.",
-    "A train leaves at nine and travels 180 km at 60 km/h. When does it arrive? Explain your reasoning.",
-    "Write an email to my landlord about a leaking tap.",
-)
+FIRST_PROMPT, *PROMPTS = (prompt.text for prompt in builtin_prompts())
 NEW_TOKENS = 128
 SAMPLED = speq.Sampling(temperature=0.8, top_p=0.95, seed=7)
 

@@ -16,6 +16,27 @@ class Prompt:
     text: str
 
 
+_BUILTIN = (
+    ("explain", "Explain in a few sentences why the sky is blue."),
+    ("story", "Write a short story about a lighthouse keeper who finds a message in a bottle."),
+    ("code", "What are the differences between a list and a tuple in Python? Give an example of each."),
+    ("describe", "Describe how bread is made, step by step."),
+    ("reason", "A train leaves at nine and travels 180 km at 60 km/h. When does it arrive? Explain your reasoning."),
+    ("letter", "Write an email to my landlord about a leaking tap."),
+)
+
+
+def builtin_prompts(count: int | None = None) -> list[Prompt]:
+    """The first ``count`` of the prompts that need no file, or all of them.
+
+    Raises:
+        SpeqError: there are fewer.
+    """
+    if count is not None and count > len(_BUILTIN):
+        raise SpeqError(f"{len(_BUILTIN)} prompts come with speq, not {count}: give a file of prompts")
+    return [Prompt(f"builtin/{name}", name, text) for name, text in _BUILTIN[:count]]
+
+
 def read_prompts(path: Path, count: int | None = None) -> list[Prompt]:
     """``count`` prompts spread evenly over the file, or all of them.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.checkpoint.gguf_config import build_config, hugging_face_name
+from speq.checkpoint.gguf_config import build_config, hugging_face_name, rotary_row_order
 from speq.checkpoint.gguf_dither import DITHERABLE, add_noise, step_sizes
 from speq.checkpoint.gguf_file import GGUFFile
 from speq.checkpoint.huggingface import natural_order
@@ -73,8 +73,7 @@ class GGUFSource:
         heads_key = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
         if heads_key is None or self.config["model_type"] not in ("llama", "mistral"):
             return None
-        heads = int(self.config[heads_key])
-        return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)
+        return rotary_row_order(rows, int(self.config[heads_key]))
 
     def _check_attention(self) -> None:
         """Refuse query and key matrices whose rows are not the heads that the metadata tells of."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from speq.checkpoint.gguf_file import GGUFFile
 from speq.errors import SpeqError
@@ -45,6 +46,31 @@ def hugging_face_name(stored: str, path: Path) -> str | None:
     if stem in _GLOBAL_NAMES and kind in ("weight", "bias"):
         return f"{_GLOBAL_NAMES[stem]}.{kind}"
     raise SpeqError(f"{path}: tensor {stored} belongs to no supported model ({', '.join(ARCHITECTURES)})")
+
+
+def stored_name(name: str) -> str:
+    """The GGUF name of a tensor by its Hugging Face name: the inverse of :func:`hugging_face_name`.
+
+    Raises:
+        SpeqError: a tensor that no supported model has.
+    """
+    stem, _, kind = name.rpartition(".")
+    for stored, known in _GLOBAL_NAMES.items():
+        if stem == known:
+            return f"{stored}.{kind}"
+    layered = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
+    for stored, known in _LAYER_NAMES.items():
+        if layered and layered[2] == known:
+            return f"blk.{layered[1]}.{stored}.{kind}"
+    raise SpeqError(f"tensor {name} belongs to no model that GGUF files hold ({', '.join(ARCHITECTURES)})")
+
+
+def rotary_row_order(rows: int, heads: int) -> NDArray[np.intp]:
+    """For each row of a Llama's query or key matrix in Hugging Face order, its place in a GGUF file.
+
+    llama.cpp puts the two rows that one rotary pair needs side by side.
+    """
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)
 
 
 def build_config(file: GGUFFile) -> dict[str, Any]:

@@ -64,3 +64,16 @@ _ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "de
 def pre_tokenizer_for(name: str) -> PreTokenizer | None:
     """The pre-tokenizer that a GGUF file names, or None for one that is not known here."""
     return _KNOWN.get(_ALIASES.get(name, name))
+
+
+def pre_tokenizer_name(pre_tokenizer: Any) -> str | None:
+    """The name under which GGUF files know what a ``tokenizer.json`` states, or None if they know none."""
+    wanted = _without_offsets(pre_tokenizer)
+    return next((name for name, known in _KNOWN.items() if _without_offsets(known.pre_tokenizer) == wanted), None)
+
+
+def _without_offsets(content: Any) -> Any:
+    """``content`` without ``trim_offsets``, which changes where tokens are said to lie but not the tokens."""
+    if isinstance(content, dict):
+        return {key: _without_offsets(value) for key, value in content.items() if key != "trim_offsets"}
+    return [_without_offsets(item) for item in content] if isinstance(content, list) else content

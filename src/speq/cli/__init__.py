@@ -21,6 +21,7 @@ _COMMANDS = {
     "inspect": ("inspect", "Show sizes, exponents, escapes and draft error of a model."),
     "generate": ("generate", "Generate text from a prompt."),
     "chat": ("chat", "Talk with a model in the terminal."),
+    "bench": ("bench", "Measure kernels, decoding and other engines."),
 }
 
 
