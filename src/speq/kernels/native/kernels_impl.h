@@ -1,6 +1,7 @@
 // Builds the kernel table of one instruction set. Included once by each kernels_*.cpp, which is compiled for its set
 // and defines SPEQ_ISA, the namespace that keeps the copies apart.
 #pragma once
+#include "attention.h"
 #include "draft.h"
 #include "exact.h"
 #include "kernels.h"
@@ -56,6 +57,8 @@ inline Kernels make_kernels(const char* name) {
         .to_cache = to_cache,
         .swiglu = swiglu,
         .attend = attend,
+        .fold_attention = fold_attention,
+        .finish_attention = finish_attention,
     };
 }
 
