@@ -8,7 +8,7 @@
 #include <algorithm>
 
 #include "kernels.h"
-#include "simd.h"
+#include "simd_half.h"
 
 namespace speq::SPEQ_ISA {
 

@@ -29,7 +29,7 @@ void decode_row(const SplitWeight& w, int row, float* out) {
     const TableMaker<F> maker(w);
     const int rb = row / kRowsPerBlock, r = row % kRowsPerBlock;
     for (int b = 0; b < w.blocks(); ++b)
-        decode_block<F>(maker, w.scales_at(rb), w.group_size == 128 ? 1 : 0, w.codes_at(rb, b), w.residual_at(rb, b), b,
+        decode_block<F>(maker, w.scales_at(rb), w.group_shift(), w.codes_at(rb, b), w.residual_at(rb, b), b,
                         r / kWideRows * kWideRows,
                         [&](int j, Wide v) { wide_row(v, r % kWideRows, out + b * kBlock + 8 * j); });
     for (uint32_t e = w.escape_rows[row]; e < w.escape_rows[row + 1]; ++e)

@@ -72,13 +72,13 @@ class Linear final : public Operator {
                   int member) {
         const float* y = step.scratch(member).product.get();
         input.multiply(m, begin, end, step.scratch(member).product.get());
-        for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row) {
-            const int rb = row / kRowsPerBlock - begin;
-            for (int t = 0; t < input.count(); ++t) {
-                float value = y[(static_cast<size_t>(rb) * input.count() + t) * kRowsPerBlock + row % kRowsPerBlock];
+        for (int t = 0; t < input.count(); ++t) {
+            float* out = step.buffer(out_).row(t) + part.column;
+            for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row) {
+                const size_t rb = row / kRowsPerBlock - begin;
+                float value = y[(rb * input.count() + t) * kRowsPerBlock + row % kRowsPerBlock];
                 if (part.bias) value += part.bias[row];
-                float& out = step.buffer(out_).row(t)[part.column + row];
-                out = accumulate_ ? out + value : value;
+                out[row] = accumulate_ ? out[row] + value : value;
             }
         }
     }
@@ -181,8 +181,8 @@ class Head final : public Operator {
         tasks.each([&](int task) {
             const int begin = chunks.begin(task), end = chunks.end(task);
             input.multiply(m, begin, end, y);
-            for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row)
-                for (int t = 0; t < count; ++t)
+            for (int t = 0; t < count; ++t)
+                for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row)
                     step.logits_row(t)[row] =
                         y[(static_cast<size_t>(row / kRowsPerBlock - begin) * count + t) * kRowsPerBlock +
                           row % kRowsPerBlock];
