@@ -13,7 +13,7 @@ from speq.bits import Spec, SplitTensor, draft_values, encode, from_float32, to_
 from speq.kernels.native import available_isas, matrix
 
 FORMATS = list(itertools.product(["nested", "e3m0"], ["bf16", "fp16"], [32, 64, 128]))
-ROWS, COLUMNS, TOKENS = 37, 331, 20
+ROWS, COLUMNS, TOKENS = 37, 331, 40
 
 
 def awkward_weights(rng: np.random.Generator) -> NDArray[np.float32]:
@@ -46,7 +46,7 @@ def test_rows_decode_to_the_exact_weights(case, isa: str) -> None:
 def test_exact_product_is_batch_invariant(case, isa: str) -> None:
     tensor, _, x = case
     alone = np.concatenate([_native.multiply(isa, matrix(tensor), x[t : t + 1], False) for t in range(TOKENS)])
-    for tokens in range(2, TOKENS + 1):
+    for tokens in (*range(2, 21), 31, 32, TOKENS):
         together = _native.multiply(isa, matrix(tensor), x[:tokens], False)
         np.testing.assert_array_equal(together.view(np.uint32), alone[:tokens].view(np.uint32))
 
@@ -75,6 +75,22 @@ def test_draft_product_differs_only_by_the_activations_rounding(case) -> None:
     error = np.linalg.norm(_native.multiply("", matrix(tensor), x, True) - truth) / np.linalg.norm(truth)
     # int8 in -63..63 with one scale per 64 Gaussian values: a step of about 2.6 sigma / 63
     assert error < 0.02
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_matrix_that_consists_of_escapes(isa: str, dtype: str) -> None:
+    rng = np.random.default_rng(3)
+    values = (rng.standard_normal((9, 400)) * 2e-5).astype(np.float32)
+    values[:, ::64] = 1.0
+    bits = from_float32(values, dtype)
+    tensor = encode(bits, Spec.default("nested", dtype, 64))
+    assert tensor.escapes > 3000
+    x = rng.standard_normal((TOKENS, 400)).astype(np.float32)
+    together = _native.multiply(isa, matrix(tensor), x, False)
+    alone = np.concatenate([_native.multiply(isa, matrix(tensor), x[t : t + 1], False) for t in range(TOKENS)])
+    np.testing.assert_array_equal(together.view(np.uint32), alone.view(np.uint32))
+    np.testing.assert_allclose(together, x.astype(np.float64) @ to_float32(bits, dtype).T.astype(np.float64), atol=1e-3)
 
 
 def test_not_a_number_and_infinity_reach_the_result() -> None:

@@ -1,6 +1,7 @@
 #include <stdexcept>
 
 #include "kernels.h"
+#include "many_scratch.h"
 
 namespace speq {
 
@@ -38,9 +39,7 @@ const std::vector<Candidate>& candidates() {
 
 }  // namespace
 
-size_t exact_scratch(int tokens) {
-    return static_cast<size_t>(kRowsPerBlock) * (kStripBlocks * kBlock + static_cast<size_t>(tokens) * 8);
-}
+size_t exact_scratch(int tokens) { return ManyScratch::size(tokens); }
 
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;

@@ -7,7 +7,7 @@ namespace speq::SPEQ_ISA {
 
 template <class F>
 void draft_rows(const SplitWeight& w, const DraftRow& x, int begin, int end, float* y) {
-    const int blocks = w.blocks(), shift = w.group_size == 128 ? 1 : 0;
+    const int blocks = w.blocks(), shift = w.group_shift();
     for (int rb = begin; rb < end; ++rb, y += kRowsPerBlock) {
         for (int r = 0; r < kRowsPerBlock; ++r) {
             Vec8 acc = zero();

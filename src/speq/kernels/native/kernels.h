@@ -1,5 +1,6 @@
 // The kernels of one instruction set as a table of functions, and the choice among the tables at run time.
 #pragma once
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,44 @@ struct Drafts {
     float above[8], below[8];
 };
 
+// Attention works on chunks of the KV cache that begin at multiples of this many positions.
+constexpr int kAttentionChunk = 256;
+constexpr int kAttentionTokens = 16;  // at most, in one AttentionChunk
+
+// What a chunk of positions contributes to one query: its peak score, the total of its weights, room, and the weighted
+// sum of its values; floats in all.
+constexpr int kStateHeader = 8;
+constexpr int attention_state(int head_dim) { return kStateHeader + (head_dim + 7) / 8 * 8; }
+
+// Scratch for one chunk of keys as float32 and for the weights of `rows` queries, in floats.
+constexpr size_t attention_keys(int head_dim) { return static_cast<size_t>(head_dim) * 32; }
+constexpr size_t attention_scratch(int rows, int head_dim) {
+    return attention_keys(head_dim) + static_cast<size_t>(rows) * kAttentionChunk;
+}
+
+// The queries of a few tokens that share a kv head, and a chunk of its keys and values. A row is a token's head:
+// row = token * heads + head.
+struct AttentionChunk {
+    const float* queries;  // of token t at queries + t * query_stride, one head after the other
+    size_t query_stride;
+    int tokens, heads, head_dim;
+    const uint16_t *keys, *values;  // FP16 [count, head_dim]
+    int count;                      // positions of the chunk that are in the cache
+    int position;                   // of token 0, relative to the chunk
+    int window;                     // how many positions up to its own a token attends to; 0: all
+    float scale;
+    float* scratch;       // as attention_scratch() says
+    float* states;        // [tokens][heads][attention_state(head_dim)] out; rows without a position here are left alone
+    size_t state_stride;  // from token to token
+
+    int last(int token) const { return position + token; }
+    int first(int token) const { return window > 0 ? last(token) - window + 1 : std::numeric_limits<int>::min(); }
+    const float* query(int row) const { return queries + row / heads * query_stride + row % heads * head_dim; }
+    float* state(int row) const {
+        return states + row / heads * state_stride + row % heads * attention_state(head_dim);
+    }
+};
+
 struct Kernels {
     const char* name;
     // The matrix products depend on the format; all other operators do not.
@@ -44,8 +83,9 @@ struct Kernels {
     void (*rotate)(float* head, const float* cosine, const float* sine, int half);
     void (*to_cache)(const float* x, int width, uint16_t* out);
     void (*swiglu)(float* gate, const float* up, int width);
-    void (*attend)(const float* query, const uint16_t* keys, const uint16_t* values, int first, int last, int head_dim,
-                   float scale, float* weights, float* out);
+    void (*attend)(const AttentionChunk&);
+    void (*fold_attention)(float* state, const float* next, int head_dim);
+    void (*finish_attention)(const float* state, int head_dim, float* out);
 
     // For the encoder. Of the bins that begin at start[0..7] and can hold a weight the one whose draft value is nearest
     // to the target, the lowest of equals; -1 (an escape, which drafts as code 0) if there is none.

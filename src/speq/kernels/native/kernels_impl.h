@@ -1,6 +1,7 @@
 // Builds the kernel table of one instruction set. Included once by each kernels_*.cpp, which is compiled for its set
 // and defines SPEQ_ISA, the namespace that keeps the copies apart.
 #pragma once
+#include "attention.h"
 #include "draft.h"
 #include "exact.h"
 #include "kernels.h"
@@ -29,7 +30,7 @@ void decode_row(const SplitWeight& w, int row, float* out) {
     const TableMaker<F> maker(w);
     const int rb = row / kRowsPerBlock, r = row % kRowsPerBlock;
     for (int b = 0; b < w.blocks(); ++b)
-        decode_block<F>(maker, w.scales_at(rb), w.group_size == 128 ? 1 : 0, w.codes_at(rb, b), w.residual_at(rb, b), b,
+        decode_block<F>(maker, w.scales_at(rb), w.group_shift(), w.codes_at(rb, b), w.residual_at(rb, b), b,
                         r / kWideRows * kWideRows,
                         [&](int j, Wide v) { wide_row(v, r % kWideRows, out + b * kBlock + 8 * j); });
     for (uint32_t e = w.escape_rows[row]; e < w.escape_rows[row + 1]; ++e)
@@ -57,6 +58,8 @@ inline Kernels make_kernels(const char* name) {
         .to_cache = to_cache,
         .swiglu = swiglu,
         .attend = attend,
+        .fold_attention = fold_attention,
+        .finish_attention = finish_attention,
         .nearest_bins = nearest_bins,
         .add_outer = add_outer,
     };

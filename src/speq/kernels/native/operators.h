@@ -1,4 +1,4 @@
-// The operators around the matrix products, one token (or one head of one token) at a time, so that the result for a
+// The operators around the matrix products, one token at a time, so that the result for a
 // token cannot depend on how many others are in the pass.
 #pragma once
 #include "simd.h"
@@ -65,57 +65,6 @@ inline void swiglu(float* gate, const float* up, int width) {
     std::memcpy(u, up + i, sizeof(float) * (width - i));
     store(g, eight(load(g), load(u)));
     std::memcpy(gate + i, g, sizeof(float) * (width - i));
-}
-
-// out = inverse * sum over positions of weights[i] * values[i], for N vectors of eight columns that stay in registers.
-template <int N>
-SPEQ_INLINE void weigh_columns(const float* weights, const uint16_t* value, int count, int stride, float inverse,
-                               float* out) {
-    Vec8 acc[N];
-    unroll<N>([&](auto v) SPEQ_LAMBDA { acc[v] = zero(); });
-    for (int i = 0; i < count; ++i, value += stride) {
-        const Vec8 weight = broadcast(weights[i]);
-        unroll<N>([&](auto v) SPEQ_LAMBDA { acc[v] = fma(weight, load_fp16(value + 8 * v), acc[v]); });
-    }
-    unroll<N>([&](auto v) SPEQ_LAMBDA { store(out + 8 * v, mul(acc[v], broadcast(inverse))); });
-}
-
-// Softmax attention of one query head over cache positions first..last (inclusive).
-// keys and values: FP16 [positions, head_dim]; `weights`: scratch for last - first + 8 values.
-inline void attend(const float* query, const uint16_t* keys, const uint16_t* values, int first, int last, int head_dim,
-                   float scale, float* weights, float* out) {
-    const int count = last - first + 1;
-    float peak = -INFINITY;
-    for (int i = 0; i < count; ++i) {
-        const uint16_t* key = keys + static_cast<size_t>(first + i) * head_dim;
-        Vec8 dot = zero();
-        int d = 0;
-        for (; d + 8 <= head_dim; d += 8) dot = fma(load(query + d), load_fp16(key + d), dot);
-        float total = sum(dot);
-        for (; d < head_dim; ++d) total = std::fma(query[d], fp16_to_float(key[d]), total);
-        weights[i] = total * scale;
-        peak = weights[i] > peak ? weights[i] : peak;
-    }
-    // Padding weighs e^-87: nothing, for a sum of at least e^0.
-    const int padded = (count + 7) & ~7;
-    for (int i = count; i < padded; ++i) weights[i] = -INFINITY;
-    Vec8 totals = zero();
-    for (int i = 0; i < padded; i += 8) {
-        const Vec8 e = exp(add(load(weights + i), broadcast(-peak)));
-        store(weights + i, e);
-        totals = add(totals, e);
-    }
-    const float inverse = 1.0f / sum(totals);
-    const uint16_t* value = values + static_cast<size_t>(first) * head_dim;
-    int d = 0;
-    for (; d + 64 <= head_dim; d += 64) weigh_columns<8>(weights, value + d, count, head_dim, inverse, out + d);
-    for (; d + 8 <= head_dim; d += 8) weigh_columns<1>(weights, value + d, count, head_dim, inverse, out + d);
-    for (; d < head_dim; ++d) {
-        float total = 0.0f;
-        for (int i = 0; i < count; ++i)
-            total = std::fma(weights[i], fp16_to_float(value[static_cast<size_t>(i) * head_dim + d]), total);
-        out[d] = total * inverse;
-    }
 }
 
 }  // namespace speq::SPEQ_ISA

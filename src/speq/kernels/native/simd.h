@@ -166,6 +166,11 @@ constexpr int kWideRows = 2;
 struct Wide {
     __m512 v;
 };
+SPEQ_INLINE Wide wide_splat(float x) { return {_mm512_set1_ps(x)}; }
+SPEQ_INLINE Wide wide_mul(Wide a, Wide b) { return {_mm512_mul_ps(a.v, b.v)}; }
+SPEQ_INLINE Wide wide_load_fp16(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
 SPEQ_INLINE Wide wide_zero() { return {_mm512_setzero_ps()}; }
 SPEQ_INLINE Wide wide_load(const float* p) { return {_mm512_loadu_ps(p)}; }
 SPEQ_INLINE void wide_store(float* p, Wide a) { _mm512_storeu_ps(p, a.v); }
@@ -184,6 +189,9 @@ SPEQ_INLINE void wide_sum(Wide a, float* y) {
 
 constexpr int kWideRows = 1;
 using Wide = Vec8;
+SPEQ_INLINE Wide wide_splat(float x) { return broadcast(x); }
+SPEQ_INLINE Wide wide_mul(Wide a, Wide b) { return mul(a, b); }
+SPEQ_INLINE Wide wide_load_fp16(const uint16_t* p) { return load_fp16(p); }
 SPEQ_INLINE Wide wide_zero() { return zero(); }
 SPEQ_INLINE Wide wide_load(const float* p) { return load(p); }
 SPEQ_INLINE void wide_store(float* p, Wide a) { store(p, a); }
@@ -193,5 +201,7 @@ SPEQ_INLINE Wide wide_fma(Wide a, Wide b, Wide c) { return fma(a, b, c); }
 SPEQ_INLINE void wide_sum(Wide a, float* y) { *y = sum(a); }
 
 #endif
+
+constexpr int kWideLanes = 8 * kWideRows;
 
 }  // namespace speq::SPEQ_ISA

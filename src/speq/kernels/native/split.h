@@ -9,8 +9,6 @@ namespace speq {
 
 constexpr int kRowsPerBlock = 4;
 constexpr int kBlock = 64;  // columns of a row that share one 32-byte piece of the draft plane
-constexpr int kStripBlocks =
-    8;  // blocks of a row that are multiplied together, so that the strip of x stays in the L1 cache
 
 struct SplitWeight {
     const uint8_t* codes = nullptr;
@@ -34,6 +32,8 @@ struct SplitWeight {
     int padded_columns() const { return blocks() * kBlock; }
     // Groups per row as stored: whole blocks for groups of 32, every second block for groups of 128.
     int groups() const { return group_size == 128 ? (blocks() + 1) / 2 : blocks() * (kBlock / group_size); }
+    // Block b has scales of group b >> group_shift() (groups of 32: of two groups, 2 b and 2 b + 1).
+    int group_shift() const { return group_size == 128 ? 1 : 0; }
     size_t residual_tile() const { return kRowsPerBlock * (kBlock + (residual_bits == 12 ? 32 : 16)); }
     const uint8_t* codes_at(int row_block, int block) const {
         return codes + (static_cast<size_t>(row_block) * blocks() + block) * (kRowsPerBlock * kBlock / 2);
@@ -43,9 +43,6 @@ struct SplitWeight {
     }
     const uint16_t* scales_at(int row_block) const {
         return scales + static_cast<size_t>(row_block) * groups() * kRowsPerBlock;
-    }
-    float scale(int row, int column) const {
-        return bf16_to_float(scales_at(row / kRowsPerBlock)[column / group_size * kRowsPerBlock + row % kRowsPerBlock]);
     }
 };
 

@@ -28,6 +28,13 @@ int Step::add_matrix(const SplitWeight& weight) {
     return static_cast<int>(matrices_.size()) - 1;
 }
 
+void Step::reserve_attention(int heads, int group, int head_dim) {
+    const int rows = kAttentionTokens * group, state = attention_state(head_dim);
+    attention_scratch_ =
+        std::max(attention_scratch_, attention_scratch(rows, head_dim) + 2 * static_cast<size_t>(rows) * state);
+    attention_token_ = std::max(attention_token_, heads * state);
+}
+
 void Step::bind() {
     int columns = 0;
     for (const auto& m : matrices_) columns = std::max(columns, m.weight.padded_columns());
@@ -42,7 +49,7 @@ void Step::bind() {
         s.product = make_aligned<float>(product);
         s.product2 = make_aligned<float>(product);
         s.strip = make_aligned<float>(exact_scratch(max_tokens_));
-        s.attention = make_aligned<float>(static_cast<size_t>(cache_.capacity) + 8);
+        s.attention = make_aligned<float>(attention_scratch_);
     }
     shared_input_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * columns);
     cosines_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * half());
@@ -64,6 +71,12 @@ int Step::run(const Pass& pass) {
     if (rows > logits_rows_) {
         logits_ = make_aligned<float>(static_cast<size_t>(rows) * vocab_size_);
         logits_rows_ = rows;
+    }
+    const size_t chunks = static_cast<size_t>(pass.start + pass.count - 1) / kAttentionChunk + 1;
+    const size_t states = chunks * pass.count * attention_token_;
+    if (pass.count <= kAttentionTokens && states > attention_states_size_) {
+        attention_states_size_ = 2 * states;
+        attention_states_ = make_aligned<float>(attention_states_size_);
     }
     prepare_rotation(pass);
     {

@@ -102,6 +102,8 @@ class Step {
 
     int add_buffer(int width);
     int add_matrix(const SplitWeight& weight);
+    // Makes room for attention of so many heads, `group` of them to a kv head.
+    void reserve_attention(int heads, int group, int head_dim);
     void add_operator(std::unique_ptr<Operator> op) { operators_.push_back(std::move(op)); }
 
     // Sizes the scratch memory; call after the last add_*.
@@ -124,6 +126,8 @@ class Step {
     Buffer& buffer(int index) { return buffers_[index]; }
     const Matrix& matrix(int index) const { return matrices_[index]; }
     Scratch& scratch(int member) { return scratch_[member]; }
+    // [chunk][token][head][attention_state(head_dim)] for passes of up to kAttentionTokens tokens
+    float* attention_states() { return attention_states_.get(); }
     float* shared_input() { return shared_input_.get(); }
     float* logits_row(int row) { return logits_.get() + static_cast<size_t>(row) * vocab_size_; }
     const float* cosines(int token) const { return cosines_.get() + static_cast<size_t>(token) * half(); }
@@ -145,8 +149,11 @@ class Step {
     std::vector<Matrix> matrices_;
     std::vector<std::unique_ptr<Operator>> operators_;
     std::vector<Scratch> scratch_;
-    Aligned<float> shared_input_, cosines_, sines_, logits_;
+    Aligned<float> shared_input_, cosines_, sines_, logits_, attention_states_;
     int logits_rows_ = 0;
+    size_t attention_scratch_ = 0;      // floats, of each thread
+    int attention_token_ = 0;           // floats of one token's states for one chunk
+    size_t attention_states_size_ = 0;  // floats; grows with the context
 
     std::mutex pass_mutex_;  // guards the two below, which tell members what the current run is
     Pass pass_{};

@@ -72,13 +72,13 @@ class Linear final : public Operator {
                   int member) {
         const float* y = step.scratch(member).product.get();
         input.multiply(m, begin, end, step.scratch(member).product.get());
-        for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row) {
-            const int rb = row / kRowsPerBlock - begin;
-            for (int t = 0; t < input.count(); ++t) {
-                float value = y[(static_cast<size_t>(rb) * input.count() + t) * kRowsPerBlock + row % kRowsPerBlock];
+        for (int t = 0; t < input.count(); ++t) {
+            float* out = step.buffer(out_).row(t) + part.column;
+            for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row) {
+                const size_t rb = row / kRowsPerBlock - begin;
+                float value = y[(rb * input.count() + t) * kRowsPerBlock + row % kRowsPerBlock];
                 if (part.bias) value += part.bias[row];
-                float& out = step.buffer(out_).row(t)[part.column + row];
-                out = accumulate_ ? out + value : value;
+                out[row] = accumulate_ ? out[row] + value : value;
             }
         }
     }
@@ -164,38 +164,6 @@ class Rotary final : public Operator {
     Norm q_norm_, k_norm_;
 };
 
-class Attention final : public Operator {
-  public:
-    Attention(int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window)
-        : qkv_(qkv),
-          out_(out),
-          layer_(layer),
-          heads_(heads),
-          group_(heads / kv_heads),
-          head_dim_(head_dim),
-          scale_(scale),
-          window_(window) {}
-
-    int tasks(Step&, const Pass& pass) const override { return pass.count * heads_; }
-
-    void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
-        const Cache& cache = step.cache();
-        tasks.each([&](int task) {
-            const int t = task / heads_, h = task % heads_, position = pass.start + t;
-            const size_t at = cache.offset(layer_, h / group_, 0);
-            const int first = window_ > 0 ? std::max(0, position - window_ + 1) : 0;
-            step.kernels().attend(step.buffer(qkv_).row(t) + h * head_dim_, cache.keys + at, cache.values + at, first,
-                                  position, head_dim_, scale_, step.scratch(member).attention.get(),
-                                  step.buffer(out_).row(t) + h * head_dim_);
-        });
-    }
-
-  private:
-    int qkv_, out_, layer_, heads_, group_, head_dim_;
-    float scale_;
-    int window_;
-};
-
 class Head final : public Operator {
   public:
     Head(int x, Norm norm, int matrix) : x_(x), norm_(norm), matrix_(matrix) {}
@@ -213,8 +181,8 @@ class Head final : public Operator {
         tasks.each([&](int task) {
             const int begin = chunks.begin(task), end = chunks.end(task);
             input.multiply(m, begin, end, y);
-            for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row)
-                for (int t = 0; t < count; ++t)
+            for (int t = 0; t < count; ++t)
+                for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row)
                     step.logits_row(t)[row] =
                         y[(static_cast<size_t>(row / kRowsPerBlock - begin) * count + t) * kRowsPerBlock +
                           row % kRowsPerBlock];
@@ -248,11 +216,6 @@ void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out) {
 
 void add_rotary(Step& step, int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm, Norm k_norm) {
     step.add_operator(std::make_unique<Rotary>(qkv, layer, heads, kv_heads, head_dim, q_norm, k_norm));
-}
-
-void add_attention(Step& step, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale,
-                   int window) {
-    step.add_operator(std::make_unique<Attention>(qkv, out, layer, heads, kv_heads, head_dim, scale, window));
 }
 
 void add_head(Step& step, int x, Norm norm, int matrix) {

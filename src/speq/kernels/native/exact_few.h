@@ -1,0 +1,74 @@
+// The exact product for up to eight tokens: all accumulators of a row stay in registers.
+#pragma once
+#include "escapes.h"
+#include "exact_blocks.h"
+
+namespace speq::SPEQ_ISA {
+
+template <class F>
+class FewTokens {
+  public:
+    SPEQ_INLINE FewTokens(const SplitWeight& w, const float* x, size_t x_stride)
+        : w_(w), blocks_(w), escapes_(w), x_(x), x_stride_(x_stride) {}
+
+    // y[(row_block - begin) * M + t][4]
+    template <int M>
+    void run(int begin, int end, float* y) const {
+        constexpr int pass = rows_at_once<M>();
+        for (int rb = begin; rb < end; ++rb, y += M * kRowsPerBlock) {
+            for (int first = 0; first < kWides; first += pass) multiply<M, pass>(rb, first, y);
+            escapes_.template add<M>(rb, x_, x_stride_, y);
+        }
+    }
+
+  private:
+    // Vectors of rows whose accumulators for M tokens fit in the registers beside what the decoder needs.
+    template <int M>
+    static constexpr int rows_at_once() {
+        if (kWideRows == 2 || M <= 2) return kWides;
+        return M <= 4 ? 2 : 1;
+    }
+
+    template <int M, int Pass>
+    SPEQ_INLINE void multiply(int rb, int first, float* y) const {
+        Wide acc[Pass][M];
+        unroll<Pass>([&](auto i) SPEQ_LAMBDA { unroll<M>([&](auto m) SPEQ_LAMBDA { acc[i][m] = wide_zero(); }); });
+        const uint16_t* scales = w_.scales_at(rb);
+        for (int b = 0; b < blocks_.count(); ++b) {
+            if (first == 0) blocks_.prefetch_ahead(rb, b);
+            const float* x = x_ + static_cast<size_t>(b) * kBlock;
+            if constexpr (Pass == 2 && kWideRows == 2 && M > 1) {
+                // The first half of the rows waits in registers for the second, so that each x is loaded once.
+                Wide half[kBlock / 8];
+                blocks_.decode(rb, b, 0, scales, [&](auto j, Wide w) SPEQ_LAMBDA { half[j] = w; });
+                blocks_.decode(rb, b, kWideRows, scales, [&](auto j, Wide w) SPEQ_LAMBDA {
+                    unroll<M>([&](auto m) SPEQ_LAMBDA {
+                        const Wide v = wide_broadcast(x + m * x_stride_ + 8 * j);
+                        acc[0][m] = wide_fma(half[j], v, acc[0][m]);
+                        acc[1][m] = wide_fma(w, v, acc[1][m]);
+                    });
+                });
+            } else {
+                unroll<Pass>([&](auto i) SPEQ_LAMBDA {
+                    blocks_.decode(rb, b, (first + i) * kWideRows, scales, [&](auto j, Wide w) SPEQ_LAMBDA {
+                        unroll<M>([&](auto m) SPEQ_LAMBDA {
+                            acc[i][m] = wide_fma(w, wide_broadcast(x + m * x_stride_ + 8 * j), acc[i][m]);
+                        });
+                    });
+                });
+            }
+        }
+        unroll<Pass>([&](auto i) SPEQ_LAMBDA {
+            unroll<M>([&](auto m)
+                          SPEQ_LAMBDA { wide_sum(acc[i][m], y + m * kRowsPerBlock + (first + i) * kWideRows); });
+        });
+    }
+
+    const SplitWeight& w_;
+    ExactBlocks<F> blocks_;
+    Escapes<F> escapes_;
+    const float* x_;
+    size_t x_stride_;
+};
+
+}  // namespace speq::SPEQ_ISA
