@@ -31,7 +31,7 @@ NESTED_MAGNITUDES: dict[Dtype, tuple[int, ...]] = {
 }
 """Least squared error on weights of two language models and on normal ones, scales searched."""
 
-NESTED_FIRST_EDGE: dict[Dtype, float] = {"fp16": 0.051, "bf16": 7 / 64}
+NESTED_FIRST_EDGE: dict[Dtype, float] = {"fp16": 0.051, "bf16": 12 / 64}
 """Where bin 0 ends. Lower means fewer escapes, and fewer weights that may choose between bins 0 and 1."""
 
 E3M0_MAGNITUDES = (0, 1, 2, 4, 8, 16, 32, 64)

@@ -40,8 +40,8 @@ void draft_rows(const SplitWeight& w, const DraftRow& x, int begin, int end, flo
                     acc[r] = _mm256_fmadd_ps(d0, _mm256_broadcast_ss(s0 + r), acc[r]);
                     acc[r] = _mm256_fmadd_ps(d1, _mm256_broadcast_ss(s1 + r), acc[r]);
                 } else {
-                    const __m256 d = _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_add_epi16(p0, p1), ones));
-                    acc[r] = _mm256_fmadd_ps(d, _mm256_broadcast_ss(s0 + r), acc[r]);
+                    const __m256i d = _mm256_add_epi32(_mm256_madd_epi16(p0, ones), _mm256_madd_epi16(p1, ones));
+                    acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(d), _mm256_broadcast_ss(s0 + r), acc[r]);
                 }
             }
         }

@@ -1,4 +1,4 @@
-// Activations of one token for the draft product: int8 in -63..63, in the byte order of the draft plane, with one scale
+// Activations of one token for the draft product: int8 in -127..127, in the byte order of the draft plane, with one scale
 // per 64 columns (per 32 where groups are that small).
 #pragma once
 #include "block_decoder.h"
@@ -66,11 +66,11 @@ void quantise_row(const float* x, int columns, DraftRow out) {
         // A peak so small that its inverse overflows is drafted as zero; so is one that is not finite (the exact pass
         // reports it).
         const bool usable = peak > 0x1p-100f && peak < 0x1p100f;
-        const float inverse = usable ? 63.0f / peak : 0.0f;
+        const float inverse = usable ? 127.0f / peak : 0.0f;
         for (int h = 0; h < width; h += 32) {
             const int total = usable ? quantise_half<F::dtype>(x + k + h, inverse, out.values + k + h) : 0;
             if (!usable) std::memset(out.values + k + h, 0, 32);
-            out.scales[(k + h) / 32] = usable ? peak * (1.0f / (63.0f * 64.0f)) : 0.0f;
+            out.scales[(k + h) / 32] = usable ? peak * (1.0f / (127.0f * 64.0f)) : 0.0f;
             out.offsets[(k + h) / 32] = static_cast<float>(-64 * total);
         }
     }
