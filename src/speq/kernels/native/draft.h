@@ -1,9 +1,9 @@
 // The draft product: int8 activations times the 4-bit codes' table values, one scale a group. It need not be exact,
 // only fast; still it gives the same bits on every path.
 //
-// Codes become unsigned bytes level + 64 in 0..128; activations are int8 in -127..127, so that two products fit an int16
-// (2 * 128 * 127 = 32512), which is how far the AVX2 multiply-add goes before widening. The 64 is taken back a group at
-// a time.
+// Codes become unsigned bytes level + 64 in 0..128; activations are int8 in -127..127, so that two products fit an
+// int16 (2 * 128 * 127 = 32512), which is how far the AVX2 multiply-add goes before widening. The 64 is taken back a
+// group at a time.
 #pragma once
 #include "simd.h"
 

@@ -1,5 +1,5 @@
-// Activations of one token for the draft product: int8 in -127..127, in the byte order of the draft plane, with one scale
-// per 64 columns (per 32 where groups are that small).
+// Activations of one token for the draft product: int8 in -127..127, in the byte order of the draft plane, with one
+// scale per 64 columns (per 32 where groups are that small).
 #pragma once
 #include "block_decoder.h"
 #include "kernels.h"
