@@ -1,15 +1,17 @@
 """How often the draft alone picks the token that the full model picks, and how much their distributions overlap.
 
-For each prompt the full model writes its greedy answer; the draft then reads the same answer (with the prompt's keys
-and values exact and its own for the answer, as in a long draft) and both next-token distributions are compared at every
-position. Formats and code tables are compared on the same weights, encoded again in memory where need be:
+For each prompt the full model writes its greedy answer; the draft then reads the same answer in rounds, as in decoding:
+a round begins with exact keys and values of everything before it and goes on with the draft's own. Both next-token
+distributions are compared at every position. Rounds of 8 tokens are as long as drafts are; rounds of all 64 show what
+errors in keys and values add up to if nothing is ever verified. Formats and code tables are compared on the same
+weights, encoded again in memory where need be:
 
     stored        as converted
     plain         nested, without calibration
     zero          nested, calibrated, with a lowest level of exactly zero
     e3m0          the format of the paper
 
-    python benchmarks/agreement.py MODEL [--table stored] [--table e3m0] [--prompts 40] [--tokens 64] [--csv FILE]
+    python benchmarks/agreement.py MODEL [--table stored] [--round 8] [--prompts 40] [--tokens 64] [--csv FILE]
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import click
@@ -90,46 +93,61 @@ def answer(
         feed = [token]
 
 
-def draft_distributions(engine: Engine, prompt: list[int], tokens: list[int]) -> NDArray[np.float32]:
-    """The draft's distributions [len(tokens), vocab] at the positions where ``tokens`` were chosen."""
+def draft_distributions(engine: Engine, prompt: list[int], tokens: list[int], length: int) -> NDArray[np.float32]:
+    """The draft's distributions [len(tokens), vocab] at the positions where ``tokens`` were chosen, in rounds."""
     engine.truncate(0)
     if len(prompt) > 1:
         engine.forward(prompt[:-1], logits="none")
-    return softmax(engine.forward([prompt[-1], *tokens[:-1]], draft=True, logits="all").copy())
+    fed, parts = [prompt[-1], *tokens[:-1]], []
+    for begin in range(0, len(fed), length):
+        part, start = fed[begin : begin + length], engine.length
+        parts.append(softmax(engine.forward(part, draft=True, logits="all").copy()))
+        engine.truncate(start)
+        engine.forward(part, logits="none")
+    return np.concatenate(parts)
 
 
 @click.command()
 @click.argument("model")
 @click.option("--table", "tables", multiple=True, default=("stored", "e3m0"), type=click.Choice(TABLES))
+@click.option("--round", "rounds", multiple=True, default=(8, 64), help="Tokens that the draft reads in a row.")
 @click.option("--prompts", "count", default=40, help="Half from MT-Bench, half from HumanEval.")
 @click.option("--tokens", default=64, help="Of each answer.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path))
-def main(model: str, tables: tuple[str, ...], count: int, tokens: int, csv_path: Path | None) -> None:
+def main(
+    model: str, tables: tuple[str, ...], rounds: tuple[int, ...], count: int, tokens: int, csv_path: Path | None
+) -> None:
     path = converted_model(model)
     converted, tokenizer = load_converted(path), Tokenizer(path)
     ends = frozenset(tokenizer.eos_ids)
     prompts = [p for f in ("mt_bench", "humaneval") for p in read_prompts(PROMPTS / f"{f}.jsonl", count // 2)]
     exact = Engine(converted, context=2048)
     drafts = {f: Engine((converted.config, weights_in(converted, f)), context=2048) for f in tables}
-    hits: dict[str, list[bool]] = {f: [] for f in tables}
-    overlaps: dict[str, list[float]] = {f: [] for f in tables}
+    cases = list(product(tables, rounds))
+    hits: dict[tuple[str, int], list[bool]] = {case: [] for case in cases}
+    overlaps: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
     for prompt in prompts:
         ids = tokenizer.chat([{"role": "user", "content": prompt.text}])
         chosen, truth = zip(*answer(exact, ids, tokens, ends), strict=True)
-        for table, engine in drafts.items():
-            draft = draft_distributions(engine, ids, list(chosen))
-            hits[table] += (draft.argmax(axis=1) == np.array(chosen)).tolist()
-            overlaps[table] += np.minimum(draft, np.stack(truth)).sum(axis=1).tolist()
+        for case in cases:
+            draft = draft_distributions(drafts[case[0]], ids, list(chosen), case[1])
+            hits[case] += (draft.argmax(axis=1) == np.array(chosen)).tolist()
+            overlaps[case] += np.minimum(draft, np.stack(truth)).sum(axis=1).tolist()
     rows, group_size = [], converted.spec.group_size
-    for table in tables:
-        rate, n = float(np.mean(hits[table])), len(hits[table])
-        error, overlap = (rate * (1 - rate) / n) ** 0.5, float(np.mean(overlaps[table]))
-        rows.append([path.name, table, group_size, n, f"{rate:.4f}", f"{error:.4f}", f"{overlap:.4f}"])
-        click.echo(f"{table:8s} g={group_size}: agreement {rate:.4f} +- {error:.4f}, overlap {overlap:.4f}, {n} tokens")
+    for table, length in cases:
+        rate, n = float(np.mean(hits[table, length])), len(hits[table, length])
+        error, overlap = (rate * (1 - rate) / n) ** 0.5, float(np.mean(overlaps[table, length]))
+        rows.append([path.name, table, group_size, length, n, f"{rate:.4f}", f"{error:.4f}", f"{overlap:.4f}"])
+        click.echo(
+            f"{table:8s} g={group_size}, rounds of {length:2d}: "
+            f"agreement {rate:.4f} +- {error:.4f}, overlap {overlap:.4f}, {n} tokens"
+        )
     if csv_path:
         with csv_path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["model", "table", "group_size", "tokens", "agreement", "standard_error", "overlap"])
+            writer.writerow(
+                ["model", "table", "group_size", "round", "tokens", "agreement", "standard_error", "overlap"]
+            )
             writer.writerows(rows)
 
 
