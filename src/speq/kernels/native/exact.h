@@ -14,11 +14,16 @@ namespace speq::SPEQ_ISA {
 template <class F>
 void exact_rows(const SplitWeight& w, const float* x, size_t x_stride, int tokens, int begin, int end, float* y,
                 float* scratch) {
-    if (tokens > 8) return ManyTokens<F>(w, x, x_stride, tokens, scratch).run(begin, end, y);
+    if (tokens > 16) return ManyTokens<F>(w, x, x_stride, tokens, scratch).run(begin, end, y);
     const FewTokens<F> few(w, x, x_stride);
-    unroll<8>([&](auto i) {
-        if (tokens == i + 1) few.template run<i + 1>(begin, end, y);
-    });
+    if (tokens <= 8) return few.run(tokens, begin, end, y, tokens);
+    // Two halves of the tokens, one row block at a time, whose planes are in the L1 cache for the second.
+    const int half = (tokens + 1) / 2;
+    const FewTokens<F> rest(w, x + half * x_stride, x_stride);
+    for (int rb = begin; rb < end; ++rb, y += tokens * kRowsPerBlock) {
+        few.run(half, rb, rb + 1, y, tokens);
+        rest.run(tokens - half, rb, rb + 1, y + half * kRowsPerBlock, tokens);
+    }
 }
 
 }  // namespace speq::SPEQ_ISA

@@ -11,14 +11,21 @@ class FewTokens {
     SPEQ_INLINE FewTokens(const SplitWeight& w, const float* x, size_t x_stride)
         : w_(w), blocks_(w), escapes_(w), x_(x), x_stride_(x_stride) {}
 
-    // y[(row_block - begin) * M + t][4]
+    // y[(row_block - begin) * stride + t][4] for t < M
     template <int M>
-    void run(int begin, int end, float* y) const {
+    void run(int begin, int end, float* y, int stride = M) const {
         constexpr int pass = rows_at_once<M>();
-        for (int rb = begin; rb < end; ++rb, y += M * kRowsPerBlock) {
+        for (int rb = begin; rb < end; ++rb, y += stride * kRowsPerBlock) {
             for (int first = 0; first < kWides; first += pass) multiply<M, pass>(rb, first, y);
             escapes_.template add<M>(rb, x_, x_stride_, y);
         }
+    }
+
+    // The same for a number known only now, 1 to 8.
+    void run(int tokens, int begin, int end, float* y, int stride) const {
+        unroll<8>([&](auto i) {
+            if (tokens == i + 1) run<i + 1>(begin, end, y, stride);
+        });
     }
 
   private:
