@@ -25,7 +25,7 @@ SLOW = """
 import time
 from speq.models.model import Engine
 forward = Engine.forward
-Engine.forward = lambda *a, **k: time.sleep(0.05) or forward(*a, **k)
+Engine.forward = lambda *a, **k: time.sleep(0.3) or forward(*a, **k)
 """
 
 
