@@ -21,11 +21,13 @@ import speq
 from speq.cli import run
 
 MAIN = "from speq.cli import main; main()"
+# Every pass takes a while; and SIGINT interrupts, which a test run in the background inherits as ignored.
 SLOW = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from speq.models.model import Engine
 forward = Engine.forward
-Engine.forward = lambda *a, **k: time.sleep(0.3) or forward(*a, **k)
+Engine.forward = lambda *a, **k: time.sleep(0.05) or forward(*a, **k)
 """
 
 
