@@ -31,6 +31,7 @@ from speq.bits import Spec, decode, encode, feedback_of
 from speq.bits.spec import Dtype, Format
 from speq.calibration import Calibration
 from speq.checkpoint.converted import Converted, load_converted
+from speq.checkpoint.recode import calibrated
 from speq.kernels.step import Weights
 from speq.locate import converted_model
 from speq.models.model import Engine
@@ -68,14 +69,13 @@ def weights_in(model: Converted, table: str) -> Weights:
         format: Format = "nested" if table == "plain" else "e3m0"
         plain = {n: encode(decode(t), Spec.default(format, t.spec.dtype, group_size)) for n, t in model.split.items()}
         return {**model.raw, **plain}
-    calibrated = dict(model.split)
+    zero = dict(model.split)
     for segment in Calibration().moments(model, default_threads()):
         for name, moments in segment.items():
             tensor = model.split[name]
             spec = zero_spec(tensor.spec.dtype, group_size)
-            importance = np.einsum("bii->bi", moments).reshape(-1)[: tensor.shape[1]]
-            calibrated[name] = encode(decode(tensor), spec, column_weights=importance, feedback=feedback_of(moments))
-    return {**model.raw, **calibrated}
+            zero[name] = calibrated(tensor, moments, feedback_of(moments), default_threads(), spec)
+    return {**model.raw, **zero}
 
 
 def answer(

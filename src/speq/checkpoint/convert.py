@@ -16,7 +16,7 @@ from speq.checkpoint.build import beside, building, is_empty_or_absent
 from speq.checkpoint.converted import is_converted, load_converted, read_manifest
 from speq.checkpoint.job import ConvertReport, Options, job_of, manifest_of, report_of, to_json
 from speq.checkpoint.layout import MANIFEST, WEIGHTS
-from speq.checkpoint.recode import Calibration, recode
+from speq.checkpoint.recode import Calibration, identity_for, recode
 from speq.checkpoint.source import identity, open_source
 from speq.checkpoint.split import estimate, split_tensors
 from speq.checkpoint.storage import Progress
@@ -52,7 +52,7 @@ def convert(
     Raises:
         SpeqError: the source cannot be read, the options do not fit it, ``dst`` exists and is something else, no space.
     """
-    known = None if calibration is None or format == "e3m0" else calibration.identity
+    known = identity_for(calibration, format)
     options = Options(format, group_size, dtype, dither, known)
     job = job_of(identity(src), options)
     if not is_empty_or_absent(dst):

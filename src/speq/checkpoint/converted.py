@@ -91,7 +91,7 @@ def load_converted(path: Path, *, verify: bool = True) -> Converted:
             split[record.name] = split_tensor(file, record, specs[record.spec])
             weights_of[record.spec] += record.shape[0] * record.shape[1]
         elif record.dtype in ("F16", "BF16", "F32", "F64"):
-            raw[record.name] = _widen(file.array(record.name), record.dtype)
+            raw[record.name] = widen(file.array(record.name), record.dtype)
             raw_dtypes[record.name] = record.dtype
     tokenizer = path / "tokenizer.json"
     return Converted(
@@ -141,7 +141,8 @@ def split_tensor(file: SafetensorsFile, record: Record, spec: Spec) -> SplitTens
     return tensor
 
 
-def _widen(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+def widen(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """A stored float tensor, whose type has the safetensors name ``dtype``, as float32."""
     if dtype in ("F16", "BF16"):
         return to_float32(array, "fp16" if dtype == "F16" else "bf16")
     return array.astype(np.float32)

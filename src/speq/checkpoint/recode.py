@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.bits import SplitTensor, decode, encode, feedback_of
+from speq.bits import Spec, SplitTensor, decode, encode, feedback_of
+from speq.bits.spec import Format
 from speq.checkpoint.converted import Converted
 from speq.checkpoint.layout import WEIGHTS, Record, stored_planes
 from speq.checkpoint.safetensors import SafetensorsFile
@@ -36,6 +37,11 @@ class Calibration(Protocol):
 
     def moments(self, model: Converted, threads: int) -> Iterator[Mapping[str, Moments]]:
         """Second moments of the inputs of matrices by name, float32 ``[blocks, columns, columns]``, some at a time."""
+
+
+def identity_for(calibration: Calibration | None, format: Format) -> str | None:
+    """What tells a conversion to ``format`` with this calibration from others; None where it changes nothing."""
+    return None if calibration is None or format == "e3m0" else calibration.identity
 
 
 def recode(
@@ -65,7 +71,7 @@ def recode(
             if feedback is None:
                 unusable += 1
                 continue
-            tensor = _with_feedback(model.split[name], moments, feedback, threads)
+            tensor = calibrated(model.split[name], moments, feedback, threads)
             writer.add(replace(records[name], escapes=tensor.escapes), stored_planes(name, tensor))
             report()
     for name, record in records.items():
@@ -89,12 +95,13 @@ def _feedback(moments: Moments) -> Moments | None:
     return feedback if np.isfinite(feedback).all() else None
 
 
-def _with_feedback(tensor: SplitTensor, moments: Moments, feedback: Moments, threads: int) -> SplitTensor:
-    columns = tensor.shape[1]
-    importance = np.einsum("bii->bi", moments).reshape(-1)[:columns]
-    return encode(
-        decode(tensor, threads=threads), tensor.spec, column_weights=importance, feedback=feedback, threads=threads
-    )
+def calibrated(
+    tensor: SplitTensor, moments: Moments, feedback: Moments, threads: int, spec: Spec | None = None
+) -> SplitTensor:
+    """The same weights with codes for these activations, in the tensor's own format or in ``spec``."""
+    importance = np.einsum("bii->bi", moments).reshape(-1)[: tensor.shape[1]]
+    bits = decode(tensor, threads=threads)
+    return encode(bits, spec or tensor.spec, column_weights=importance, feedback=feedback, threads=threads)
 
 
 def _as_stored(file: SafetensorsFile, record: Record) -> dict[str, tuple[str, NDArray[Any]]]:

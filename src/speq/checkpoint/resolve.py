@@ -14,7 +14,7 @@ from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import is_converted, read_manifest
 from speq.checkpoint.job import Options, job_of
 from speq.checkpoint.pull import pull, pull_record
-from speq.checkpoint.recode import Calibration
+from speq.checkpoint.recode import Calibration, identity_for
 from speq.checkpoint.rounding import DTYPES
 from speq.checkpoint.source import identity
 from speq.checkpoint.storage import Progress, cache_dir
@@ -51,8 +51,8 @@ def resolve(
     if path.is_dir() and is_converted(path):
         _check_options(path, format=format, group_size=group_size, dtype=dtype, dither=dither)
         return path
-    known = None if calibration is None or format == "e3m0" else calibration.identity
-    options = Options(format or "nested", group_size or 64, dtype, dither, known)
+    chosen: Format = format or "nested"
+    options = Options(chosen, group_size or 64, dtype, dither, identity_for(calibration, chosen))
     if not path.exists():
         found = _converted_earlier(name, options)
         if found is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.bench.peers.gguf_vocabulary import Vocabulary, read_vocabulary
-from speq.bits import to_float32
+from speq.checkpoint.converted import widen
 from speq.checkpoint.gguf_config import ARCHITECTURES, rotary_row_order, stored_name
 from speq.checkpoint.huggingface import HuggingFaceSource
 from speq.checkpoint.source import TensorInfo
@@ -155,20 +155,14 @@ def _stored(source: HuggingFaceSource, info: TensorInfo, config: ModelConfig, ki
         if heads is not None:
             array = array[np.argsort(rotary_row_order(len(array), heads))]
     if not info.is_matrix:
-        return np.ascontiguousarray(_floats(array, info.dtype))
+        return np.ascontiguousarray(widen(array, info.dtype))
     if kind == info.dtype:
         return np.ascontiguousarray(array).view(np.float16)
     if kind == "BF16":
         raise SpeqError(f"{source.path}: {info.name} is {info.dtype}; only BF16 weights are written as BF16")
-    floats = _floats(array, info.dtype)
+    floats = widen(array, info.dtype)
     with np.errstate(over="ignore"):
         halves = floats.astype(np.float16)
     if not np.isfinite(halves).all() and np.isfinite(floats).all():
         raise SpeqError(f"{source.path}: {info.name} has weights beyond the range of F16; write BF16 instead")
     return halves
-
-
-def _floats(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    if dtype in ("F16", "BF16"):
-        return to_float32(array, "fp16" if dtype == "F16" else "bf16")
-    return array.astype(np.float32)
