@@ -45,7 +45,7 @@ def model(request):
             weights[key] = np.ones(shape, dtype=np.float32)
         else:  # large enough for attention to prefer some positions
             values = rng.standard_normal(shape) * (2.5 if "_proj" in key else 1.0) / shape[1] ** 0.5
-            weights[key] = encode(from_float32(values.astype(np.float32), "bf16"), Spec.default("nested", "bf16", 64))
+            weights[key] = encode(from_float32(values.astype(np.float32), "fp16"), Spec.default("nested", "fp16", 64))
     return build_program(config), weights
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from speq import _native
 from speq.bits import Spec, SplitTensor, draft_values, encode, from_float32, to_float32
+from speq.bits.spec import Dtype
 from speq.kernels.native import available_isas, matrix
 
 FORMATS = list(itertools.product(["nested", "e3m0"], ["bf16", "fp16"], [32, 64, 128]))
@@ -61,8 +62,30 @@ def test_every_instruction_set_gives_the_same_bits(case, draft: bool) -> None:
         )
 
 
+def as_multiplied(x: NDArray[np.float32], dtype: Dtype) -> NDArray[np.float32]:
+    """BF16 matrices meet activations rounded to BF16 (8 significant bits), FP16 ones float32 activations."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.rint(mantissa * 256) / 256, exponent).astype(np.float32) if dtype == "bf16" else x
+
+
+def test_numbers_at_the_edge_of_float32_have_the_same_bits_everywhere() -> None:
+    """Products and sums below 2^-126, ties between two BF16, and activations that round to infinity."""
+    rng = np.random.default_rng(5)
+    weights = (rng.standard_normal((8, 256)) * 2.0 ** rng.integers(-30, -20, (8, 1))).astype(np.float32)
+    tensor = encode(from_float32(weights, "bf16"), Spec.default("nested", "bf16", 64))
+    x = rng.standard_normal((12, 256)).astype(np.float32)
+    x[:4] *= np.float32(2.0**-103)
+    x[4:6] *= np.float32(2.0**-128)
+    x[6] = (x[6].view(np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32)
+    x[7, 9] = np.float32(3.4e38)
+    expected = _native.multiply("portable", matrix(tensor), x, False).view(np.uint32)
+    for isa in available_isas():
+        np.testing.assert_array_equal(_native.multiply(isa, matrix(tensor), x, False).view(np.uint32), expected)
+
+
 def test_exact_product_matches_float64(case) -> None:
     tensor, weights, x = case
+    x = as_multiplied(x, tensor.spec.dtype)
     truth = x.astype(np.float64) @ weights.astype(np.float64).T
     # float32 accumulation of 331 products: an error of a few ulps of the sum of magnitudes
     bound = 331**0.5 * 2.0**-24 * (np.abs(x.astype(np.float64)) @ np.abs(weights.astype(np.float64)).T) + 1e-7
@@ -90,7 +113,8 @@ def test_a_matrix_that_consists_of_escapes(isa: str, dtype: str) -> None:
     together = _native.multiply(isa, matrix(tensor), x, False)
     alone = np.concatenate([_native.multiply(isa, matrix(tensor), x[t : t + 1], False) for t in range(TOKENS)])
     np.testing.assert_array_equal(together.view(np.uint32), alone.view(np.uint32))
-    np.testing.assert_allclose(together, x.astype(np.float64) @ to_float32(bits, dtype).T.astype(np.float64), atol=1e-3)
+    truth = as_multiplied(x, dtype).astype(np.float64) @ to_float32(bits, dtype).T.astype(np.float64)
+    np.testing.assert_allclose(together, truth, atol=1e-3)
 
 
 def test_not_a_number_and_infinity_reach_the_result() -> None:

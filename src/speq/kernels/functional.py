@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from speq.bits import from_float32, to_float32
+
 Floats = NDArray[np.float32]
 
 
@@ -24,6 +26,11 @@ def linear(x: Floats, weight: Floats) -> Floats:
     for token, row in enumerate(x):
         np.dot(weight, np.ascontiguousarray(row), out=out[token])
     return out
+
+
+def round_to_bf16(x: Floats) -> Floats:
+    """The nearest BF16 values, ties to even."""
+    return to_float32(from_float32(x, "bf16"), "bf16")
 
 
 def silu(x: Floats) -> Floats:

@@ -46,8 +46,19 @@ class ReferenceStep:
                 self._apply(op, tokens, start, draft)
             elif logits != "none":
                 x = self._buffers[op.x][:count] if logits == "all" else self._buffers[op.x][count - 1 : count]
-                result = F.linear(self._norm(x, op.norm), self._matrix(op.weight, draft))
+                result = self._multiply(self._norm(x, op.norm), op.weight, draft)
         return result
+
+    def run_one(self, op: int, tokens: NDArray[np.int32]) -> None:
+        """Run only operator ``op`` of the program, exactly, on ``tokens`` at positions 0, 1, ...
+
+        What it reads and writes is in the buffers before and after.
+        """
+        self._apply(self._program.ops[op], tokens, 0, draft=False)
+
+    def buffer(self, name: str) -> NDArray[np.float32]:
+        """A buffer of the program in place, float32 ``[max_tokens, width]``."""
+        return self._buffers[name]
 
     def _apply(self, op: Op, tokens: NDArray[np.int32], start: int, draft: bool) -> None:
         count = len(tokens)
@@ -58,8 +69,8 @@ class ReferenceStep:
                 self._linear(op, count, draft)
             case GatedLinear():
                 x = self._norm(self._buffers[op.x][:count], op.norm)
-                gate = F.silu(F.linear(x, self._matrix(op.gate, draft)))
-                self._buffers[op.out][:count] = gate * F.linear(x, self._matrix(op.up, draft))
+                gate = F.silu(self._multiply(x, op.gate, draft))
+                self._buffers[op.out][:count] = gate * self._multiply(x, op.up, draft)
             case Rotary():
                 self._rotary(op, count, start)
             case Attention():
@@ -79,7 +90,7 @@ class ReferenceStep:
         biases = op.biases or (None,) * len(op.weights)
         parts = []
         for name, bias in zip(op.weights, biases, strict=True):
-            part = F.linear(x, self._matrix(name, draft))
+            part = self._multiply(x, name, draft)
             parts.append(part if bias is None else part + self._vector(bias))
         result = np.concatenate(parts, axis=1)
         out = self._buffers[op.out][:count]
@@ -98,6 +109,13 @@ class ReferenceStep:
 
     def _norm(self, x: NDArray[np.float32], norm: Norm | None) -> NDArray[np.float32]:
         return x if norm is None else F.rms_norm(x, self._vector(norm.weight), norm.eps)
+
+    def _multiply(self, x: NDArray[np.float32], name: str, draft: bool) -> NDArray[np.float32]:
+        """The product with a matrix, exact BF16 ones of activations that are rounded to BF16."""
+        weight = self._weights[name]
+        if isinstance(weight, SplitTensor) and weight.spec.dtype == "bf16" and not draft:
+            x = F.round_to_bf16(x)
+        return F.linear(x, self._matrix(name, draft))
 
     def _vector(self, name: str) -> NDArray[np.float32]:
         weight = self._weights[name]

@@ -1,6 +1,7 @@
 """The native step: a :class:`StepProgram` bound once to memory and replayed by one call into C++ without the GIL.
 
-``SPEQ_ISA`` (``avx2``, ``portable``) overrides the choice of kernels, which give the same bits in every case.
+``SPEQ_ISA`` (``avx512``, ``avx2``, ``portable``) overrides the choice of kernels, which give the same bits in every
+case.
 """
 
 from __future__ import annotations
@@ -173,6 +174,8 @@ class NativeStep:
             step.linear(buffers[op.x], self._norm(op.norm), parts, buffers[op.out], op.accumulate)
         elif isinstance(op, GatedLinear):
             gate, up = self._matrix(op.gate), self._matrix(op.up)
+            if self._weights[op.gate].spec.dtype != self._weights[op.up].spec.dtype:  # type: ignore[union-attr]
+                raise SpeqError(f"{op.gate} and {op.up} differ in dtype; convert the checkpoint with --dtype")
             step.gated_linear(buffers[op.x], self._norm(op.norm), gate, up, buffers[op.out])
         elif isinstance(op, Rotary):
             norms = self._norm(op.q_norm), self._norm(op.k_norm)

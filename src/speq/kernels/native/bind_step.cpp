@@ -84,6 +84,11 @@ nb::ndarray<nb::numpy, float> multiply(const std::string& isa, const SplitWeight
     auto y = make_aligned<float>(static_cast<size_t>(w.row_blocks()) * tokens * kRowsPerBlock);
     if (!draft) {
         auto scratch = make_aligned<float>(exact_scratch(tokens));
+        if (const auto prepare = k.prepare(w))
+            for (int t = 0; t < tokens; ++t) {
+                float* row = input.get() + static_cast<size_t>(t) * padded;
+                prepare(row, padded, row);
+            }
         k.exact_rows(w)(w, input.get(), padded, tokens, 0, w.row_blocks(), y.get(), scratch.get());
     } else {
         auto values = make_aligned<int8_t>(padded);
@@ -186,7 +191,7 @@ void bind_step(nb::module_& m) {
                  std::vector<LinearPart> list;
                  for (const auto& [matrix, column, bias] : parts)
                      list.push_back({matrix, column, bias.is_none() ? nullptr : nb::cast<Vector<float>>(bias).data()});
-                 add_linear(s, x, make_norm(norm), std::move(list), out, accumulate);
+                 add_linear(s, x, make_norm(norm), list, out, accumulate);
              })
         .def("gated_linear", [](Step& s, int x, NormArgument norm, int gate, int up,
                                 int out) { add_gated_linear(s, x, make_norm(norm), gate, up, out); })

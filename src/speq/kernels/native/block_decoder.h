@@ -1,5 +1,5 @@
-// The exact 16-bit weights of one block (64 columns) of kWideRows rows, rebuilt from the planes as eight wide vectors
-// of eight columns each. bits = sign << 15 | (T[c] + r): T is looked up by code, sign included, as two byte tables of
+// The exact 16-bit weights of one block (64 columns) of kWideRows rows, rebuilt from the planes as four pairs
+// of sixteen columns each. bits = sign << 15 | (T[c] + r): T is looked up by code, sign included, as two byte tables of
 // 16 entries.
 #pragma once
 #include "simd.h"

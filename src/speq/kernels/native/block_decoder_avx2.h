@@ -1,7 +1,7 @@
 // The AVX2 block decoder: one row at a time.
 #pragma once
 #include "format.h"
-#include "simd.h"
+#include "pair.h"
 #include "split.h"
 
 namespace speq::SPEQ_ISA {
@@ -53,7 +53,7 @@ class TableMaker {
     Table constant_{};
 };
 
-// 32 weights, whose codes, low and high residual bytes stand in one byte each, to four vectors.
+// 32 weights, whose codes, low and high residual bytes stand in one byte each, to two pairs.
 template <class F, int First, class Emit>
 SPEQ_INLINE void decode_half(__m256i codes, __m256i low, __m256i high, const Table& t, Emit&& emit) {
     const __m256i t_low = _mm256_shuffle_epi8(t.low, codes), t_high = _mm256_shuffle_epi8(t.high, codes);
@@ -61,19 +61,23 @@ SPEQ_INLINE void decode_half(__m256i codes, __m256i low, __m256i high, const Tab
     const __m256i b = _mm256_add_epi16(_mm256_unpackhi_epi8(t_low, t_high), _mm256_unpackhi_epi8(low, high));
     if constexpr (F::dtype == DType::bf16) {
         const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-        emit(Index<First + 0>{}, Vec8{_mm256_castsi256_ps(_mm256_slli_epi32(a, 16))});
-        emit(Index<First + 1>{}, Vec8{_mm256_castsi256_ps(_mm256_and_si256(a, upper))});
-        emit(Index<First + 2>{}, Vec8{_mm256_castsi256_ps(_mm256_slli_epi32(b, 16))});
-        emit(Index<First + 3>{}, Vec8{_mm256_castsi256_ps(_mm256_and_si256(b, upper))});
+        const auto pair = [&](__m256i v) SPEQ_LAMBDA {
+            return FloatPair{{_mm256_castsi256_ps(_mm256_slli_epi32(v, 16))},
+                             {_mm256_castsi256_ps(_mm256_and_si256(v, upper))}};
+        };
+        emit(Index<First + 0>{}, pair(a));
+        emit(Index<First + 1>{}, pair(b));
     } else {
-        emit(Index<First + 0>{}, Vec8{_mm256_cvtph_ps(_mm256_castsi256_si128(a))});
-        emit(Index<First + 1>{}, Vec8{_mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))});
-        emit(Index<First + 2>{}, Vec8{_mm256_cvtph_ps(_mm256_castsi256_si128(b))});
-        emit(Index<First + 3>{}, Vec8{_mm256_cvtph_ps(_mm256_extracti128_si256(b, 1))});
+        const auto pair = [](__m256i v) SPEQ_LAMBDA {
+            return FloatPair{{_mm256_cvtph_ps(_mm256_castsi256_si128(v))},
+                             {_mm256_cvtph_ps(_mm256_extracti128_si256(v, 1))}};
+        };
+        emit(Index<First + 0>{}, pair(a));
+        emit(Index<First + 1>{}, pair(b));
     }
 }
 
-// Calls emit(j, weights of columns 8j..8j+7) for j = 0..7. `codes` and `tile` point at the block's row block; `first`
+// Calls emit(j, weights of columns 16j..16j+15) for j = 0..3. `codes` and `tile` point at the block's row block; `first`
 // and `second` are the tables of the two halves.
 template <class F, class Emit>
 SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row, const Table& first,
@@ -95,7 +99,7 @@ SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row
         high1 = _mm256_and_si256(_mm256_srli_epi16(h, 4), pair);
     }
     decode_half<F, 0>(_mm256_and_si256(c, nibble), _mm256_loadu_si256(low), high0, first, emit);
-    decode_half<F, 4>(_mm256_and_si256(_mm256_srli_epi16(c, 4), nibble), _mm256_loadu_si256(low + 4), high1, second,
+    decode_half<F, 2>(_mm256_and_si256(_mm256_srli_epi16(c, 4), nibble), _mm256_loadu_si256(low + 4), high1, second,
                       emit);
 }
 

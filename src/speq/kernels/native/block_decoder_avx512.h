@@ -1,7 +1,7 @@
 // The AVX-512 block decoder: two rows at a time, one in each half of a register.
 #pragma once
 #include "format.h"
-#include "simd.h"
+#include "pair.h"
 #include "split.h"
 
 namespace speq::SPEQ_ISA {
@@ -65,27 +65,37 @@ class TableMaker {
     Table constant_{};
 };
 
-// 32 weights of two rows, whose codes, low and high residual bytes stand in one byte each, to four vectors.
+// Column l of a row's eight lanes in the lower 16 bits, column l + 8 in the upper.
+SPEQ_INLINE Pair<DType::bf16>::Weights bf16_pair(__m512i weights) {
+#if SPEQ_AVX512BF16
+    return {weights};
+#else
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return {Wide{_mm512_castsi512_ps(_mm512_slli_epi32(weights, 16))},
+            Wide{_mm512_castsi512_ps(_mm512_and_si512(weights, upper))}};
+#endif
+}
+SPEQ_INLINE FloatPair fp16_pair(__m512i weights) {
+    return {Wide{_mm512_cvtph_ps(_mm512_castsi512_si256(weights))},
+            Wide{_mm512_cvtph_ps(_mm512_extracti64x4_epi64(weights, 1))}};
+}
+
+// 32 weights of two rows, whose codes, low and high residual bytes stand in one byte each, to two pairs.
 template <class F, int First, class Emit>
 SPEQ_INLINE void decode_half(__m512i codes, __m512i low, __m512i high, const Table& t, Emit&& emit) {
     const __m512i t_low = _mm512_shuffle_epi8(t.low, codes), t_high = _mm512_shuffle_epi8(t.high, codes);
     __m512i a = _mm512_add_epi16(_mm512_unpacklo_epi8(t_low, t_high), _mm512_unpacklo_epi8(low, high));
     __m512i b = _mm512_add_epi16(_mm512_unpackhi_epi8(t_low, t_high), _mm512_unpackhi_epi8(low, high));
     if constexpr (F::dtype == DType::bf16) {
-        const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-        emit(Index<First + 0>{}, Wide{_mm512_castsi512_ps(_mm512_slli_epi32(a, 16))});
-        emit(Index<First + 1>{}, Wide{_mm512_castsi512_ps(_mm512_and_si512(a, upper))});
-        emit(Index<First + 2>{}, Wide{_mm512_castsi512_ps(_mm512_slli_epi32(b, 16))});
-        emit(Index<First + 3>{}, Wide{_mm512_castsi512_ps(_mm512_and_si512(b, upper))});
+        emit(Index<First + 0>{}, bf16_pair(a));
+        emit(Index<First + 1>{}, bf16_pair(b));
     } else {
         // Lanes 0, 1 are of the first row, 2, 3 of the second: pair those that hold the same columns.
         const __m512i pair = _mm512_setr_epi64(0, 1, 4, 5, 2, 3, 6, 7);
         a = _mm512_permutexvar_epi64(pair, a);
         b = _mm512_permutexvar_epi64(pair, b);
-        emit(Index<First + 0>{}, Wide{_mm512_cvtph_ps(_mm512_castsi512_si256(a))});
-        emit(Index<First + 1>{}, Wide{_mm512_cvtph_ps(_mm512_extracti64x4_epi64(a, 1))});
-        emit(Index<First + 2>{}, Wide{_mm512_cvtph_ps(_mm512_castsi512_si256(b))});
-        emit(Index<First + 3>{}, Wide{_mm512_cvtph_ps(_mm512_extracti64x4_epi64(b, 1))});
+        emit(Index<First + 0>{}, fp16_pair(a));
+        emit(Index<First + 1>{}, fp16_pair(b));
     }
 }
 
@@ -108,7 +118,7 @@ SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row
         high1 = _mm512_and_si512(_mm512_srli_epi16(h, 4), pair);
     }
     decode_half<F, 0>(_mm512_and_si512(c, nibble), _mm512_loadu_si512(tile + 32 * row), high0, first, emit);
-    decode_half<F, 4>(_mm512_and_si512(_mm512_srli_epi16(c, 4), nibble), _mm512_loadu_si512(tile + 128 + 32 * row),
+    decode_half<F, 2>(_mm512_and_si512(_mm512_srli_epi16(c, 4), nibble), _mm512_loadu_si512(tile + 128 + 32 * row),
                       high1, second, emit);
 }
 

@@ -1,7 +1,7 @@
 // The block decoder in plain C++: what the others are compared with.
 #pragma once
 #include "format.h"
-#include "simd.h"
+#include "pair.h"
 #include "split.h"
 
 namespace speq::SPEQ_ISA {
@@ -57,7 +57,7 @@ SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row
                 to_float<F::dtype>(static_cast<uint16_t>(t.bits[code] + residual));
         }
     }
-    for (int j = 0; j < 8; ++j) emit(j, load(out + 8 * j));
+    for (int j = 0; j < kBlock / kPairColumns; ++j) emit(j, FloatPair{load(out + 16 * j), load(out + 16 * j + 8)});
 }
 
 }  // namespace speq::SPEQ_ISA

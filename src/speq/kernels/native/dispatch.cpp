@@ -9,9 +9,18 @@ Kernels portable_kernels();
 #ifdef SPEQ_X86
 Kernels avx2_kernels();
 Kernels avx512_kernels();
+Kernels avx512bf16_kernels();
 #endif
 
 namespace {
+
+#ifdef SPEQ_X86
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+#endif
 
 struct Candidate {
     bool (*usable)();
@@ -21,12 +30,8 @@ struct Candidate {
 const std::vector<Candidate>& candidates() {
     static const std::vector<Candidate> all = {
 #ifdef SPEQ_X86
-        {[] {
-             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                    __builtin_cpu_supports("avx512vnni");
-         },
-         avx512_kernels()},
+        {[] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }, avx512bf16_kernels()},
+        {has_avx512, avx512_kernels()},
         {[] {
              return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
          },

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "activations.h"
 #include "format.h"
 #include "simd_half.h"
 
@@ -15,7 +16,7 @@ class Escapes {
     SPEQ_INLINE explicit Escapes(const SplitWeight& w)
         : w_(w), shift_(std::countr_zero(static_cast<unsigned>(w.group_size))) {}
 
-    // y[m * kRowsPerBlock + row in the block] of M tokens with activations x[m * stride + column].
+    // y[m * kRowsPerBlock + row in the block] of M tokens whose prepared activations stand at x + m * stride.
     template <int M>
     SPEQ_INLINE void add(int row_block, const float* x, size_t stride, float* y) const {
         for (int row = row_block * kRowsPerBlock; row < (row_block + 1) * kRowsPerBlock; ++row, ++y) {
@@ -24,9 +25,9 @@ class Escapes {
             float sum[M];
             unroll<M>([&](auto m) SPEQ_LAMBDA { sum[m] = y[m * kRowsPerBlock]; });
             each(row, first, last, [&](uint32_t e, float slot, float weight) SPEQ_LAMBDA {
-                const float* at = x + w_.escape_columns[e];
                 unroll<M>([&](auto m) SPEQ_LAMBDA {
-                    sum[m] = std::fma(weight, at[m * stride], std::fma(slot, at[m * stride], sum[m]));
+                    const float v = activation<F::dtype>(x + m * stride, w_.escape_columns[e]);
+                    sum[m] = std::fma(weight, v, std::fma(slot, v, sum[m]));
                 });
             });
             unroll<M>([&](auto m) SPEQ_LAMBDA { y[m * kRowsPerBlock] = sum[m]; });

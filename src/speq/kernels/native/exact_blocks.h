@@ -13,24 +13,22 @@ class ExactBlocks {
 
     int count() const { return w_.blocks(); }
 
-    // emit(j, weights of columns 8j..8j+7) for rows r..r + kWideRows - 1 of block b of a row block.
+    // emit(j, weights of columns 16j..16j+15) for rows r..r + kWideRows - 1 of block b of a row block.
     template <class Emit>
     SPEQ_INLINE void decode(int rb, int b, int r, const uint16_t* scales, Emit&& emit) const {
         decode_block<F>(maker_, scales, group_shift_, w_.codes_at(rb, b), residual_at(rb, b), b, r, emit);
     }
 
-    // Asks for the planes of the block kPrefetchBlocks ahead. The planes are read once and in order, but from two
-    // places at a time and, with several tokens, in bursts: hardware prefetchers alone leave half of the bandwidth
-    // unused.
-    SPEQ_INLINE void prefetch_ahead(int rb, int b) const {
-        const uint8_t *codes = w_.codes_at(rb, b + kPrefetchBlocks), *residual = residual_at(rb, b + kPrefetchBlocks);
+    // Asks for the planes of a block; those beyond the end of a row are the next row block's. The planes are read once
+    // and in order, but from two places at a time and, with several tokens, in bursts: hardware prefetchers alone leave
+    // half of the bandwidth unused.
+    SPEQ_INLINE void prefetch_planes(int rb, int b) const {
+        const uint8_t *codes = w_.codes_at(rb, b), *residual = residual_at(rb, b);
         unroll<kRowsPerBlock * kBlock / 2 / 64>([&](auto i) SPEQ_LAMBDA { prefetch(codes + i * 64); });
         unroll<F::tile / 64>([&](auto i) SPEQ_LAMBDA { prefetch(residual + i * 64); });
     }
 
   private:
-    static constexpr int kPrefetchBlocks = 16;
-
     // As w_.residual_at, with a tile of known size.
     SPEQ_INLINE const uint8_t* residual_at(int rb, int b) const {
         return w_.residual + (static_cast<size_t>(rb) * w_.blocks() + b) * F::tile;

@@ -1,9 +1,11 @@
-// The exact product for up to eight tokens: all accumulators of a row stay in registers.
+// The exact product for up to kFewTokensAtOnce tokens: all accumulators of a row stay in registers.
 #pragma once
 #include "escapes.h"
 #include "exact_blocks.h"
 
 namespace speq::SPEQ_ISA {
+
+constexpr int kFewTokensAtOnce = 8;
 
 template <class F>
 class FewTokens {
@@ -11,24 +13,26 @@ class FewTokens {
     SPEQ_INLINE FewTokens(const SplitWeight& w, const float* x, size_t x_stride)
         : w_(w), blocks_(w), escapes_(w), x_(x), x_stride_(x_stride) {}
 
-    // y[(row_block - begin) * stride + t][4] for t < M
+    // y[(row_block - begin) * M + t][4] for t < M
     template <int M>
-    void run(int begin, int end, float* y, int stride = M) const {
+    void run(int begin, int end, float* y) const {
         constexpr int pass = rows_at_once<M>();
-        for (int rb = begin; rb < end; ++rb, y += stride * kRowsPerBlock) {
+        for (int rb = begin; rb < end; ++rb, y += M * kRowsPerBlock) {
             for (int first = 0; first < kWides; first += pass) multiply<M, pass>(rb, first, y);
             escapes_.template add<M>(rb, x_, x_stride_, y);
         }
     }
 
-    // The same for a number known only now, 1 to 8.
-    void run(int tokens, int begin, int end, float* y, int stride) const {
-        unroll<8>([&](auto i) {
-            if (tokens == i + 1) run<i + 1>(begin, end, y, stride);
+    // The same for a number known only now.
+    void run(int tokens, int begin, int end, float* y) const {
+        unroll<kFewTokensAtOnce>([&](auto i) {
+            if (tokens == i + 1) run<i + 1>(begin, end, y);
         });
     }
 
   private:
+    static constexpr int kPrefetchBlocks = 24;
+
     // Vectors of rows whose accumulators for M tokens fit in the registers beside what the decoder needs.
     template <int M>
     static constexpr int rows_at_once() {
@@ -38,28 +42,32 @@ class FewTokens {
 
     template <int M, int Pass>
     SPEQ_INLINE void multiply(int rb, int first, float* y) const {
+        using P = Pair<F::dtype>;
         Wide acc[Pass][M];
         unroll<Pass>([&](auto i) SPEQ_LAMBDA { unroll<M>([&](auto m) SPEQ_LAMBDA { acc[i][m] = wide_zero(); }); });
         const uint16_t* scales = w_.scales_at(rb);
         for (int b = 0; b < blocks_.count(); ++b) {
-            if (first == 0) blocks_.prefetch_ahead(rb, b);
-            const float* x = x_ + static_cast<size_t>(b) * kBlock;
+            if (first == 0) blocks_.prefetch_planes(rb, b + kPrefetchBlocks);
+            const float* x = activations_from<F::dtype>(x_, b * kBlock);
+            const auto inputs = [&](int j, int m) SPEQ_LAMBDA {
+                return P::inputs(x + m * x_stride_ + j * kPairFloats<F::dtype>);
+            };
             if constexpr (Pass == 2 && kWideRows == 2 && M > 1) {
                 // The first half of the rows waits in registers for the second, so that each x is loaded once.
-                Wide half[kBlock / 8];
-                blocks_.decode(rb, b, 0, scales, [&](auto j, Wide w) SPEQ_LAMBDA { half[j] = w; });
-                blocks_.decode(rb, b, kWideRows, scales, [&](auto j, Wide w) SPEQ_LAMBDA {
+                typename P::Weights half[kBlock / kPairColumns];
+                blocks_.decode(rb, b, 0, scales, [&](auto j, auto w) SPEQ_LAMBDA { half[j] = w; });
+                blocks_.decode(rb, b, kWideRows, scales, [&](auto j, auto w) SPEQ_LAMBDA {
                     unroll<M>([&](auto m) SPEQ_LAMBDA {
-                        const Wide v = wide_broadcast(x + m * x_stride_ + 8 * j);
-                        acc[0][m] = wide_fma(half[j], v, acc[0][m]);
-                        acc[1][m] = wide_fma(w, v, acc[1][m]);
+                        const auto v = inputs(j, m);
+                        acc[0][m] = P::multiply_add(half[j], v, acc[0][m]);
+                        acc[1][m] = P::multiply_add(w, v, acc[1][m]);
                     });
                 });
             } else {
                 unroll<Pass>([&](auto i) SPEQ_LAMBDA {
-                    blocks_.decode(rb, b, (first + i) * kWideRows, scales, [&](auto j, Wide w) SPEQ_LAMBDA {
+                    blocks_.decode(rb, b, (first + i) * kWideRows, scales, [&](auto j, auto w) SPEQ_LAMBDA {
                         unroll<M>([&](auto m) SPEQ_LAMBDA {
-                            acc[i][m] = wide_fma(w, wide_broadcast(x + m * x_stride_ + 8 * j), acc[i][m]);
+                            acc[i][m] = P::multiply_add(w, inputs(j, m), acc[i][m]);
                         });
                     });
                 });

@@ -26,13 +26,15 @@ class ManyTokens {
             std::fill_n(s_.acc, group * block_accumulators(), 0.0f);
             for (int first = 0; first < blocks_.count(); first += kStripBlocks) {
                 const int last = std::min(first + kStripBlocks, blocks_.count());
-                for (int g = 0; g < group; ++g) decode_strip(rb + g, first, last, s_.strip + g * kStrip);
+                Strip strips[kGroup];
+                for (int g = 0; g < group; ++g) {
+                    strips[g] = {rb + g, first, last, s_.strip + g * kStrip, s_.acc + g * block_accumulators()};
+                    decode(strips[g]);
+                }
                 const int wanted = gather ? list_escapes(escapes, rows, last * kBlock, next) : 0;
                 for (int token = 0; token < tokens_;) {
                     int size = 0;
-                    for (int g = 0; g < group; ++g)
-                        size = tile(tokens_ - token, s_.strip + g * kStrip, (last - first) * (kBlock / 8), token,
-                                    first * kBlock, s_.acc + g * block_accumulators());
+                    for (int g = 0; g < group; ++g) size = multiply(strips[g], token);
                     gather_escapes(escapes[0], wanted, token, size);
                     token += size;
                 }
@@ -50,55 +52,70 @@ class ManyTokens {
     }
 
   private:
+    using P = Pair<F::dtype>;
+    static constexpr int kBlockFloats = kBlock / kPairColumns * kWides * P::kFloats;  // of a decoded block
+
     size_t block_accumulators() const { return static_cast<size_t>(tokens_) * kRowsPerBlock * 8; }
 
-    // Blocks first..last-1 of a row block to strip[column / 8][4 rows][8].
-    SPEQ_INLINE void decode_strip(int rb, int first, int last, float* strip) const {
-        const uint16_t* scales = w_.scales_at(rb);
-        for (int b = first; b < last; ++b) {
-            blocks_.prefetch_ahead(rb, b);
+    // Blocks first..last-1 of a row block, decoded to weights[pair][kWides], and its accumulators.
+    struct Strip {
+        int rb, first, last;
+        float *weights, *acc;
+    };
+
+    SPEQ_INLINE void decode(const Strip& s) const {
+        const uint16_t* scales = w_.scales_at(s.rb);
+        float* out = s.weights;
+        for (int b = s.first; b < s.last; ++b, out += kBlockFloats) {
+            prefetch_next(s, b);
             unroll<kWides>([&](auto i) SPEQ_LAMBDA {
-                float* out = strip + (b - first) * kBlock * kRowsPerBlock + i * kWideRows * 8;
-                blocks_.decode(rb, b, i * kWideRows, scales,
-                               [&](auto j, Wide w) SPEQ_LAMBDA { wide_store(out + j * 8 * kRowsPerBlock, w); });
+                blocks_.decode(s.rb, b, i * kWideRows, scales, [&](auto j, auto w) SPEQ_LAMBDA {
+                    P::store(out + (j * kWides + i) * P::kFloats, w);
+                });
             });
         }
     }
 
-    // Multiplies the strip with as many of the `left` tokens as fit the registers; returns how many.
-    SPEQ_INLINE int tile(int left, const float* strip, int vectors, int token, int column, float* acc) const {
-        if constexpr (kWideRows == 2) {
-            if (left >= 8) return tile_of<8>(strip, vectors, token, column, acc);
-            if (left == 7) return tile_of<7>(strip, vectors, token, column, acc);
-            if (left == 6) return tile_of<6>(strip, vectors, token, column, acc);
-            if (left == 5) return tile_of<5>(strip, vectors, token, column, acc);
-            if (left == 4) return tile_of<4>(strip, vectors, token, column, acc);
-            if (left == 3) return tile_of<3>(strip, vectors, token, column, acc);
-        } else {
-            if (left >= 3 && left != 4) return tile_of<3>(strip, vectors, token, column, acc);
-        }
-        return left >= 2 ? tile_of<2>(strip, vectors, token, column, acc)
-                         : tile_of<1>(strip, vectors, token, column, acc);
+    // Asks for what takes the place of block b in the group's next strips.
+    SPEQ_INLINE void prefetch_next(const Strip& s, int b) const {
+        if (s.last < blocks_.count())
+            blocks_.prefetch_planes(s.rb, b + kStripBlocks);
+        else
+            blocks_.prefetch_planes(s.rb + kGroup, b - s.first);
+    }
+
+    // Tokens that go through a strip together, as many as the registers hold.
+    static constexpr int kTile = kWideRows == 2 ? 8 : 3;
+
+    // Multiplies a strip with some tokens from `token` on; returns how many. All tiles are about as large: small ones
+    // would wait for their few accumulators.
+    SPEQ_INLINE int multiply(const Strip& s, int token) const {
+        const int left = tokens_ - token, tiles = (left + kTile - 1) / kTile, size = (left + tiles - 1) / tiles;
+        unroll<kTile>([&](auto i) SPEQ_LAMBDA {
+            if (size == i + 1) multiply<i + 1>(s, token);
+        });
+        return size;
     }
 
     template <int M>
-    SPEQ_INLINE int tile_of(const float* strip, int vectors, int token, int column, float* acc) const {
+    void multiply(const Strip& s, int token) const {
         Wide a[kWides][M];
-        float* home = acc + static_cast<size_t>(token) * kRowsPerBlock * 8;
-        const float* x = x_ + token * x_stride_ + column;
+        float* home = s.acc + static_cast<size_t>(token) * kRowsPerBlock * 8;
+        const float* x = activations_from<F::dtype>(x_ + token * x_stride_, s.first * kBlock);
+        const float* weights = s.weights;
         each<M>([&](auto i, auto m)
                     SPEQ_LAMBDA { a[i][m] = wide_load(home + (m * kRowsPerBlock + i * kWideRows) * 8); });
-        for (int k = 0; k < vectors; ++k, strip += 8 * kRowsPerBlock, x += 8) {
-            Wide w[kWides];
-            unroll<kWides>([&](auto i) SPEQ_LAMBDA { w[i] = wide_load(strip + i * kWideRows * 8); });
+        const float* end = weights + (s.last - s.first) * kBlockFloats;
+        for (; weights < end; weights += kWides * P::kFloats, x += kPairFloats<F::dtype>) {
+            typename P::Weights w[kWides];
+            unroll<kWides>([&](auto i) SPEQ_LAMBDA { w[i] = P::load(weights + i * P::kFloats); });
             unroll<M>([&](auto m) SPEQ_LAMBDA {
-                const Wide v = wide_broadcast(x + m * x_stride_);
-                unroll<kWides>([&](auto i) SPEQ_LAMBDA { a[i][m] = wide_fma(w[i], v, a[i][m]); });
+                const auto v = P::inputs(x + m * x_stride_);
+                unroll<kWides>([&](auto i) SPEQ_LAMBDA { a[i][m] = P::multiply_add(w[i], v, a[i][m]); });
             });
         }
         each<M>([&](auto i, auto m)
                     SPEQ_LAMBDA { wide_store(home + (m * kRowsPerBlock + i * kWideRows) * 8, a[i][m]); });
-        return M;
     }
 
     template <int M, class Do>
@@ -119,9 +136,9 @@ class ManyTokens {
     // Gathers the listed escapes' activations for a few tokens, whose strip of x is in the L1 cache now.
     void gather_escapes(uint32_t first_escape, int wanted, int token, int size) const {
         for (int i = 0; i < wanted; ++i) {
-            const float* x = x_ + token * x_stride_ + w_.escape_columns[s_.wanted[i]];
+            const int column = w_.escape_columns[s_.wanted[i]];
             float* out = gathered(s_.wanted[i] - first_escape) + token;
-            for (int j = 0; j < size; ++j) out[j] = x[j * x_stride_];
+            for (int j = 0; j < size; ++j) out[j] = activation<F::dtype>(x_ + (token + j) * x_stride_, column);
         }
     }
     float* gathered(uint32_t escape_of_group) const {

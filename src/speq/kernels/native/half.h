@@ -39,6 +39,13 @@ inline uint16_t truncate_to(float value) {
     return static_cast<uint16_t>(((bits & 0x7fffffu) | 0x800000u) >> (-exponent - 1));
 }
 
+// Any float32 to the nearest BF16, ties to even, as a float32.
+inline float nearest_bf16(float value) {
+    const uint32_t bits = std::bit_cast<uint32_t>(value);
+    if (value != value) return std::bit_cast<float>((bits | 0x400000u) & 0xffff0000u);
+    return std::bit_cast<float>((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
+}
+
 // Any float32 to FP16, rounded to nearest even, as the F16C instruction does it.
 inline uint16_t float_to_fp16(float value) {
     const uint32_t bits = std::bit_cast<uint32_t>(value);

@@ -38,11 +38,12 @@ void rows_portable(const uint16_t* weights, size_t columns, size_t rows, const f
 }
 
 #ifdef SPEQ_X86
+__attribute__((target("avx2,fma,f16c"))) inline __m256 load(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
 __attribute__((target("avx2,fma,f16c"))) void rows_avx2(const uint16_t* weights, size_t columns, size_t rows,
                                                         const float* x, float* y) {
-    const auto load = [](const uint16_t* p) __attribute__((target("avx2,fma,f16c"))) {
-        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    };
     size_t r = 0;
     for (; r + kRows <= rows; r += kRows) {
         const uint16_t* row = weights + r * columns;

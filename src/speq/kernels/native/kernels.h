@@ -71,10 +71,13 @@ struct Kernels {
     // The matrix products depend on the format; all other operators do not.
     using ExactRows = void (*)(const SplitWeight&, const float* x, size_t x_stride, int tokens, int begin, int end,
                                float* y, float* scratch);
+    using Prepare = void (*)(const float* x, int columns, float* out);
     using DraftRows = void (*)(const SplitWeight&, const DraftRow&, int begin, int end, float* y);
     using Quantise = void (*)(const float* x, int columns, DraftRow);
     using DecodeRow = void (*)(const SplitWeight&, int row, float* out);
     ExactRows (*exact_rows)(const SplitWeight&);
+    // Makes activations ready for exact_rows, in at most as many floats; null where they are used as they are.
+    Prepare (*prepare)(const SplitWeight&);
     DraftRows (*draft_rows)(const SplitWeight&);
     Quantise (*quantise)(const SplitWeight&);
     DecodeRow (*decode_row)(const SplitWeight&);

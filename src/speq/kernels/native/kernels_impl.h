@@ -32,7 +32,11 @@ void decode_row(const SplitWeight& w, int row, float* out) {
     for (int b = 0; b < w.blocks(); ++b)
         decode_block<F>(maker, w.scales_at(rb), w.group_shift(), w.codes_at(rb, b), w.residual_at(rb, b), b,
                         r / kWideRows * kWideRows,
-                        [&](int j, Wide v) { wide_row(v, r % kWideRows, out + b * kBlock + 8 * j); });
+                        [&](int j, const auto& pair) {
+                            const FloatPair v = Pair<F::dtype>::widen(pair);
+                            wide_row(v.low, r % kWideRows, out + b * kBlock + kPairColumns * j);
+                            wide_row(v.high, r % kWideRows, out + b * kBlock + kPairColumns * j + 8);
+                        });
     for (uint32_t e = w.escape_rows[row]; e < w.escape_rows[row + 1]; ++e)
         out[w.escape_columns[e]] = to_float<F::dtype>(w.escape_values[e]);
     for (int k = w.columns; k < w.padded_columns(); ++k) out[k] = 0.0f;
@@ -43,6 +47,9 @@ inline Kernels make_kernels(const char* name) {
         .name = name,
         .exact_rows = [](const SplitWeight& w) -> Kernels::ExactRows {
             return with_format(w, []<class F>(F) -> Kernels::ExactRows { return exact_rows<F>; });
+        },
+        .prepare = [](const SplitWeight& w) -> Kernels::Prepare {
+            return w.dtype == DType::bf16 ? prepare_activations<DType::bf16> : nullptr;
         },
         .draft_rows = [](const SplitWeight& w) -> Kernels::DraftRows {
             return with_format(w, []<class F>(F) -> Kernels::DraftRows { return draft_rows<F>; });

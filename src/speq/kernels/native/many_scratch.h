@@ -31,7 +31,7 @@ struct ManyScratch {
                (kGatheredEscapes + 1) * padded(tokens) + kGatheredEscapes;
     }
 
-    float* strip;      // [kGroup][column / 8][4 rows][8]: decoded weights
+    float* strip;      // [kGroup] strips of decoded weights
     float* acc;        // [kGroup][tokens][4 rows][8]
     float* gathered;   // [escape of the group][padded tokens]: its column of x
     float* sums;       // [padded tokens] of one row

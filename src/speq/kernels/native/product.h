@@ -1,5 +1,6 @@
 // The input of a matrix product, made ready by each member when it gets its first task: normalised, and quantised for
-// the draft.
+// the draft or prepared for the exact product. Many tokens are made ready together before (MakeReady in
+// step_operators.cpp).
 #pragma once
 #include <algorithm>
 
@@ -22,7 +23,7 @@ struct Chunks {
 
 class ProductInput {
   public:
-    // Tokens first..first+count-1 of `x`. With a norm, many tokens have been normalised into shared_input() before.
+    // Tokens first..first+count-1 of `x`.
     ProductInput(Step& step, const Pass& pass, int member, Buffer& x, Norm norm, int first, int count)
         : step_(step),
           scratch_(step.scratch(member)),
@@ -36,37 +37,52 @@ class ProductInput {
 
     // out[row_block - begin][token][4]; only inside a task.
     void multiply(const Matrix& m, int begin, int end, float* out) {
-        if (!rows_) prepare();
-        if (!draft_) return m.exact_rows(m.weight, rows_, x_.stride, count_, begin, end, out, scratch_.strip.get());
+        if (!draft_) {
+            const float* rows = prepared(m.prepare);
+            return m.exact_rows(m.weight, rows, x_.stride, count_, begin, end, out, scratch_.strip.get());
+        }
+        const float* rows = normalised();
         for (int t = 0; t < count_; ++t) {
             const DraftRow row{scratch_.quantised.get(), scratch_.quantised_scales.get(),
                                scratch_.quantised_offsets.get()};
             if (quantised_token_ != t || quantised_for_ != m.quantise) {
-                m.quantise(rows_ + static_cast<size_t>(t) * x_.stride, x_.stride, row);
+                m.quantise(rows + offset(t), x_.stride, row);
                 quantised_token_ = t;
                 quantised_for_ = m.quantise;
             }
             if (count_ == 1) return m.draft_rows(m.weight, row, begin, end, out);
-            float rows[kFewTokensChunk * kRowsPerBlock];
-            m.draft_rows(m.weight, row, begin, end, rows);
+            float drafted[kFewTokensChunk * kRowsPerBlock];
+            m.draft_rows(m.weight, row, begin, end, drafted);
             for (int rb = 0; rb < end - begin; ++rb)
-                std::copy_n(rows + rb * kRowsPerBlock, kRowsPerBlock,
+                std::copy_n(drafted + rb * kRowsPerBlock, kRowsPerBlock,
                             out + (static_cast<size_t>(rb) * count_ + t) * kRowsPerBlock);
         }
     }
 
   private:
-    void prepare() {
+    size_t offset(int token) const { return static_cast<size_t>(token) * x_.stride; }
+
+    const float* normalised() {
+        if (rows_) return rows_;
         rows_ = x_.row(first_);
-        if (!norm_.weight) return;
-        if (count_ > kFewTokens) {
-            rows_ = step_.shared_input() + static_cast<size_t>(first_) * x_.stride;
-            return;
-        }
+        if (!norm_.weight) return rows_;
+        if (count_ > kFewTokens) return rows_ = step_.shared_input() + offset(first_);
         for (int t = 0; t < count_; ++t)
             step_.kernels().rms_norm(x_.row(first_ + t), norm_.weight, x_.width, x_.stride, norm_.eps,
-                                     scratch_.input.get() + static_cast<size_t>(t) * x_.stride);
-        rows_ = scratch_.input.get();
+                                     scratch_.input.get() + offset(t));
+        return rows_ = scratch_.input.get();
+    }
+
+    const float* prepared(Kernels::Prepare prepare) {
+        if (!prepare) return normalised();
+        if (count_ > kFewTokens) return step_.shared_input() + offset(first_);
+        if (prepared_for_ != prepare) {
+            const float* rows = normalised();
+            for (int t = 0; t < count_; ++t)
+                prepare(rows + offset(t), x_.stride, scratch_.prepared.get() + offset(t));
+            prepared_for_ = prepare;
+        }
+        return scratch_.prepared.get();
     }
 
     Step& step_;
@@ -76,6 +92,7 @@ class ProductInput {
     int first_, count_;
     bool draft_;
     const float* rows_ = nullptr;
+    Kernels::Prepare prepared_for_ = nullptr;
     int quantised_token_ = -1;
     Kernels::Quantise quantised_for_ = nullptr;
 };

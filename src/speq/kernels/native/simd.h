@@ -21,6 +21,12 @@
 #define SPEQ_AVX512 0
 #endif
 
+#if SPEQ_AVX512 && defined(__AVX512BF16__)
+#define SPEQ_AVX512BF16 1
+#else
+#define SPEQ_AVX512BF16 0
+#endif
+
 #define SPEQ_INLINE inline __attribute__((always_inline))
 #define SPEQ_LAMBDA __attribute__((always_inline))
 
@@ -203,5 +209,6 @@ SPEQ_INLINE void wide_sum(Wide a, float* y) { *y = sum(a); }
 #endif
 
 constexpr int kWideLanes = 8 * kWideRows;
+constexpr int kPairColumns = 16;  // columns of a row that the exact products multiply at a time
 
 }  // namespace speq::SPEQ_ISA

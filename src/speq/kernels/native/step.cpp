@@ -23,8 +23,8 @@ int Step::add_buffer(int width) {
 }
 
 int Step::add_matrix(const SplitWeight& weight) {
-    matrices_.push_back({weight, kernels_.exact_rows(weight), kernels_.draft_rows(weight), kernels_.quantise(weight),
-                         kernels_.decode_row(weight)});
+    matrices_.push_back({weight, kernels_.exact_rows(weight), kernels_.prepare(weight), kernels_.draft_rows(weight),
+                         kernels_.quantise(weight), kernels_.decode_row(weight)});
     return static_cast<int>(matrices_.size()) - 1;
 }
 
@@ -41,6 +41,7 @@ void Step::bind() {
     scratch_.resize(threads_);
     for (auto& s : scratch_) {
         s.input = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
+        s.prepared = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
         s.quantised = make_aligned<int8_t>(columns);
         s.quantised_scales = make_aligned<float>(columns / 32);
         s.quantised_offsets = make_aligned<float>(columns / 32);

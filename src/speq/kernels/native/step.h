@@ -44,6 +44,7 @@ struct Cache {
 struct Matrix {  // a split weight with the kernels for its format
     SplitWeight weight;
     Kernels::ExactRows exact_rows;
+    Kernels::Prepare prepare;
     Kernels::DraftRows draft_rows;
     Kernels::Quantise quantise;
     Kernels::DecodeRow decode_row;
@@ -56,6 +57,7 @@ struct Norm {
 
 struct Scratch {                // of one thread
     Aligned<float> input;       // normalised activations of few tokens
+    Aligned<float> prepared;    // the same, or those that need no norm, as the exact product wants them
     Aligned<int8_t> quantised;  // draft activations of one token
     Aligned<float> quantised_scales, quantised_offsets;
     Aligned<float> product, product2, strip;

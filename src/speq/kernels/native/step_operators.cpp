@@ -1,6 +1,7 @@
 #include "step_operators.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "product.h"
 
@@ -20,22 +21,34 @@ class Embed final : public Operator {
     int matrix_, out_;
 };
 
-// Many tokens are normalised once, together, before the product that asked for it; few are left to each member.
-class Normalise final : public Operator {
+// Many tokens are normalised and prepared once, together, before the product that asked for it; few are left to each
+// member.
+class MakeReady final : public Operator {
   public:
-    Normalise(int x, Norm norm) : x_(x), norm_(norm) {}
-    int tasks(Step&, const Pass& pass) const override { return pass.count > kFewTokens ? pass.count : 0; }
-    void run(Step& step, const Pass&, Tasks& tasks, int) override {
+    MakeReady(int x, Norm norm, Kernels::Prepare prepare) : x_(x), norm_(norm), prepare_(prepare) {}
+
+    int tasks(Step&, const Pass& pass) const override {
+        const bool used_as_it_is = !norm_.weight && (pass.draft || !prepare_);
+        return pass.count > kFewTokens && !used_as_it_is ? pass.count : 0;
+    }
+
+    void run(Step& step, const Pass& pass, Tasks& tasks, int) override {
         Buffer& x = step.buffer(x_);
         tasks.each([&](int t) {
-            step.kernels().rms_norm(x.row(t), norm_.weight, x.width, x.stride, norm_.eps,
-                                    step.shared_input() + static_cast<size_t>(t) * x.stride);
+            float* out = step.shared_input() + static_cast<size_t>(t) * x.stride;
+            const float* row = x.row(t);
+            if (norm_.weight) {
+                step.kernels().rms_norm(row, norm_.weight, x.width, x.stride, norm_.eps, out);
+                row = out;
+            }
+            if (!pass.draft && prepare_) prepare_(row, x.stride, out);
         });
     }
 
   private:
     int x_;
     Norm norm_;
+    Kernels::Prepare prepare_;
 };
 
 class Linear final : public Operator {
@@ -204,13 +217,23 @@ class Head final : public Operator {
 
 void add_embed(Step& step, int matrix, int out) { step.add_operator(std::make_unique<Embed>(matrix, out)); }
 
-void add_linear(Step& step, int x, Norm norm, std::vector<LinearPart> parts, int out, bool accumulate) {
-    if (norm.weight) step.add_operator(std::make_unique<Normalise>(x, norm));
-    step.add_operator(std::make_unique<Linear>(x, norm, std::move(parts), out, accumulate));
+void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& parts, int out, bool accumulate) {
+    // Matrices of different dtypes want different inputs.
+    for (auto first = parts.begin(); first != parts.end();) {
+        const auto prepare = step.matrix(first->matrix).prepare;
+        const auto last =
+            std::find_if(first, parts.end(), [&](auto& p) { return step.matrix(p.matrix).prepare != prepare; });
+        step.add_operator(std::make_unique<MakeReady>(x, norm, prepare));
+        step.add_operator(std::make_unique<Linear>(x, norm, std::vector(first, last), out, accumulate));
+        first = last;
+    }
 }
 
 void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out) {
-    if (norm.weight) step.add_operator(std::make_unique<Normalise>(x, norm));
+    const auto prepare = step.matrix(gate).prepare;
+    if (prepare != step.matrix(up).prepare)
+        throw std::invalid_argument("the gate and up matrices of a layer have different dtypes");
+    step.add_operator(std::make_unique<MakeReady>(x, norm, prepare));
     step.add_operator(std::make_unique<GatedLinear>(x, norm, gate, up, out));
 }
 
@@ -219,7 +242,7 @@ void add_rotary(Step& step, int qkv, int layer, int heads, int kv_heads, int hea
 }
 
 void add_head(Step& step, int x, Norm norm, int matrix) {
-    step.add_operator(std::make_unique<Normalise>(x, norm));
+    step.add_operator(std::make_unique<MakeReady>(x, norm, step.matrix(matrix).prepare));
     step.add_operator(std::make_unique<Head>(x, norm, matrix));
 }
 

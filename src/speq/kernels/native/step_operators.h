@@ -13,7 +13,7 @@ struct LinearPart {  // one of the matrices that share an input; its results sta
 };
 
 void add_embed(Step& step, int matrix, int out);
-void add_linear(Step& step, int x, Norm norm, std::vector<LinearPart> parts, int out, bool accumulate);
+void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& parts, int out, bool accumulate);
 void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out);
 void add_rotary(Step& step, int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm, Norm k_norm);
 void add_attention(Step& step, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale,

@@ -1,0 +1,59 @@
+// What the exact products multiply at a time: sixteen columns of kWideRows rows. Lane l of a row has columns l and
+// l + 8 of the sixteen, and adds the product of column l + 8 first, which is the order of the BF16 instruction.
+#pragma once
+#include "activations.h"
+
+namespace speq::SPEQ_ISA {
+
+struct FloatPair {
+    Wide low, high;  // columns 0 to 7, columns 8 to 15
+};
+
+// `Weights`: as decoded, and as they rest in a strip of kFloats floats. `Inputs`: the activations of one token.
+template <DType D>
+struct Pair {
+    using Weights = FloatPair;
+    using Inputs = FloatPair;
+    static constexpr int kFloats = kPairColumns * kWideRows;
+
+    static SPEQ_INLINE Inputs inputs(const float* x) { return {wide_broadcast(x), wide_broadcast(x + 8)}; }
+    static SPEQ_INLINE Wide multiply_add(const Weights& w, const Inputs& x, Wide acc) {
+        return wide_fma(w.low, x.low, wide_fma(w.high, x.high, acc));
+    }
+    static SPEQ_INLINE Weights load(const float* p) { return {wide_load(p), wide_load(p + kWideLanes)}; }
+    static SPEQ_INLINE void store(float* p, const Weights& w) {
+        wide_store(p, w.low);
+        wide_store(p + kWideLanes, w.high);
+    }
+    static SPEQ_INLINE FloatPair widen(const Weights& w) { return w; }
+};
+
+#if SPEQ_AVX512BF16
+
+// Both columns of a lane in its 32 bits, column l in the lower half.
+template <>
+struct Pair<DType::bf16> {
+    struct Weights {
+        __m512i v;
+    };
+    using Inputs = Weights;
+    static constexpr int kFloats = kPairColumns * kWideRows / 2;
+
+    static SPEQ_INLINE Inputs inputs(const float* x) {
+        return {_mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)))};
+    }
+    static SPEQ_INLINE Wide multiply_add(const Weights& w, const Inputs& x, Wide acc) {
+        return {_mm512_dpbf16_ps(acc.v, (__m512bh)w.v, (__m512bh)x.v)};
+    }
+    static SPEQ_INLINE Weights load(const float* p) { return {_mm512_loadu_si512(p)}; }
+    static SPEQ_INLINE void store(float* p, const Weights& w) { _mm512_storeu_si512(p, w.v); }
+    static SPEQ_INLINE FloatPair widen(const Weights& w) {
+        const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+        return {Wide{_mm512_castsi512_ps(_mm512_slli_epi32(w.v, 16))},
+                Wide{_mm512_castsi512_ps(_mm512_and_si512(w.v, upper))}};
+    }
+};
+
+#endif
+
+}  // namespace speq::SPEQ_ISA
