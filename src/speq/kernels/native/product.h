@@ -21,6 +21,13 @@ struct Chunks {
     int total, size;
 };
 
+// The results of row blocks begin..end-1 for one token, out of y[row block][token][4] to out[4 (row block - begin)].
+inline void gather_token(const float* y, int begin, int end, int token, int tokens, float* out) {
+    y += static_cast<size_t>(token) * kRowsPerBlock;
+    for (int rb = begin; rb < end; ++rb, out += kRowsPerBlock, y += static_cast<size_t>(tokens) * kRowsPerBlock)
+        std::copy_n(y, kRowsPerBlock, out);
+}
+
 class ProductInput {
   public:
     // Tokens first..first+count-1 of `x`.

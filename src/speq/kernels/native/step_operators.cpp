@@ -85,14 +85,17 @@ class Linear final : public Operator {
                   int member) {
         const float* y = step.scratch(member).product.get();
         input.multiply(m, begin, end, step.scratch(member).product.get());
+        const int first = begin * kRowsPerBlock, rows = std::min(end * kRowsPerBlock, m.weight.rows) - first;
         for (int t = 0; t < input.count(); ++t) {
-            float* out = step.buffer(out_).row(t) + part.column;
-            for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row) {
-                const size_t rb = row / kRowsPerBlock - begin;
-                float value = y[(rb * input.count() + t) * kRowsPerBlock + row % kRowsPerBlock];
-                if (part.bias) value += part.bias[row];
-                out[row] = accumulate_ ? out[row] + value : value;
-            }
+            float values[kFewTokensChunk * kRowsPerBlock];
+            gather_token(y, begin, end, t, input.count(), values);
+            float* out = step.buffer(out_).row(t) + part.column + first;
+            if (part.bias)
+                for (int i = 0; i < rows; ++i) values[i] += part.bias[first + i];
+            if (accumulate_)
+                for (int i = 0; i < rows; ++i) out[i] += values[i];
+            else
+                std::copy_n(values, rows, out);
         }
     }
 
@@ -120,14 +123,11 @@ class GatedLinear final : public Operator {
             input.multiply(up, begin, end, scratch.product2.get());
             const int first = begin * kRowsPerBlock, rows = std::min(end * kRowsPerBlock, gate.weight.rows) - first;
             for (int t = 0; t < pass.count; ++t) {
-                float* g = step.buffer(out_).row(t) + first;
-                float u[kFewTokensChunk * kRowsPerBlock];
-                for (int i = 0; i < rows; ++i) {
-                    const size_t at = (static_cast<size_t>(i / kRowsPerBlock) * pass.count + t) * kRowsPerBlock;
-                    g[i] = scratch.product[at + i % kRowsPerBlock];
-                    u[i] = scratch.product2[at + i % kRowsPerBlock];
-                }
+                float g[kFewTokensChunk * kRowsPerBlock], u[kFewTokensChunk * kRowsPerBlock];
+                gather_token(scratch.product.get(), begin, end, t, pass.count, g);
+                gather_token(scratch.product2.get(), begin, end, t, pass.count, u);
                 step.kernels().swiglu(g, u, rows);
+                std::copy_n(g, rows, step.buffer(out_).row(t) + first);
             }
         });
     }
@@ -194,11 +194,12 @@ class Head final : public Operator {
         tasks.each([&](int task) {
             const int begin = chunks.begin(task), end = chunks.end(task);
             input.multiply(m, begin, end, y);
-            for (int t = 0; t < count; ++t)
-                for (int row = begin * kRowsPerBlock; row < std::min(end * kRowsPerBlock, m.weight.rows); ++row)
-                    step.logits_row(t)[row] =
-                        y[(static_cast<size_t>(row / kRowsPerBlock - begin) * count + t) * kRowsPerBlock +
-                          row % kRowsPerBlock];
+            const int first = begin * kRowsPerBlock, rows = std::min(end * kRowsPerBlock, m.weight.rows) - first;
+            for (int t = 0; t < count; ++t) {
+                float values[kFewTokensChunk * kRowsPerBlock];
+                gather_token(y, begin, end, t, count, values);
+                std::copy_n(values, rows, step.logits_row(t) + first);
+            }
         });
     }
 
