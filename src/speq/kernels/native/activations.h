@@ -4,6 +4,7 @@
 // models were trained and as other engines run them; every product of two such numbers is exact in float32. An FP16
 // matrix is multiplied with the float32 activations as they are.
 #pragma once
+#include "kernels.h"
 #include "simd.h"
 
 namespace speq::SPEQ_ISA {
@@ -38,7 +39,7 @@ SPEQ_INLINE Vec8 round_to_bf16(Vec8 a) {
 
 // Rounds (and packs) `columns` activations, a multiple of kPairColumns; `out` may be x.
 template <DType D>
-void prepare_activations(const float* x, int columns, float* out) {
+void prepare_row(const float* x, int columns, float* out) {
     static_assert(D == DType::bf16, "others are used as they are");
     for (int k = 0; k < columns; k += kPairColumns, out += kPairFloats<D>) {
 #if SPEQ_AVX512BF16
@@ -49,6 +50,25 @@ void prepare_activations(const float* x, int columns, float* out) {
         store(out, round_to_bf16(load(x + k)));
         store(out + 8, round_to_bf16(load(x + k + 8)));
 #endif
+    }
+}
+
+// out[column][column_width(tokens)] as float32, rounded where the rows are.
+template <DType D>
+void prepare_columns(const float* x, size_t stride, int tokens, int columns, float* out) {
+    const auto rounded = [](Vec8 v) SPEQ_LAMBDA { return D == DType::bf16 ? round_to_bf16(v) : v; };
+    const int width = column_width(tokens);
+    for (int k = 0; k < columns; k += 8) {
+        if (tokens == 1) {
+            store(out + k, rounded(load(x + k)));
+            continue;
+        }
+        for (int t = 0; t < tokens; t += 8) {
+            Vec8 block[8];
+            for (int m = 0; m < 8; ++m) block[m] = t + m < tokens ? rounded(load(x + (t + m) * stride + k)) : zero();
+            transpose(block);
+            for (int j = 0; j < 8; ++j) store(out + static_cast<size_t>(k + j) * width + t, block[j]);
+        }
     }
 }
 

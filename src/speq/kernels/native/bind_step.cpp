@@ -10,6 +10,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "escape_deltas.h"
 #include "step.h"
 #include "step_operators.h"
 
@@ -84,12 +85,18 @@ nb::ndarray<nb::numpy, float> multiply(const std::string& isa, const SplitWeight
     auto y = make_aligned<float>(static_cast<size_t>(w.row_blocks()) * tokens * kRowsPerBlock);
     if (!draft) {
         auto scratch = make_aligned<float>(exact_scratch(tokens));
-        if (const auto prepare = k.prepare(w))
-            for (int t = 0; t < tokens; ++t) {
-                float* row = input.get() + static_cast<size_t>(t) * padded;
-                prepare(row, padded, row);
-            }
-        k.exact_rows(w)(w, input.get(), padded, tokens, 0, w.row_blocks(), y.get(), scratch.get());
+        auto columns = make_aligned<float>(static_cast<size_t>(kFewTokens) * padded);
+        if (tokens <= kFewTokens) k.prepare_columns(w)(input.get(), padded, tokens, padded, columns.get());
+        for (int t = 0; k.prepare_row(w) && t < tokens; ++t) {
+            float* row = input.get() + static_cast<size_t>(t) * padded;
+            k.prepare_row(w)(row, padded, row);
+        }
+        const auto deltas = escape_deltas(w);
+        SplitWeight complete = w;
+        complete.escape_deltas = deltas.get();
+        const Activations x{input.get(), static_cast<size_t>(padded), tokens <= kFewTokens ? columns.get() : nullptr,
+                            tokens};
+        k.exact_rows(w)(complete, x, 0, w.row_blocks(), y.get(), scratch.get());
     } else {
         auto values = make_aligned<int8_t>(padded);
         auto scales = make_aligned<float>(padded / 32), offsets = make_aligned<float>(padded / 32);

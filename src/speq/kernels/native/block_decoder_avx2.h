@@ -77,8 +77,8 @@ SPEQ_INLINE void decode_half(__m256i codes, __m256i low, __m256i high, const Tab
     }
 }
 
-// Calls emit(j, weights of columns 16j..16j+15) for j = 0..3. `codes` and `tile` point at the block's row block; `first`
-// and `second` are the tables of the two halves.
+// Calls emit(j, weights of columns 16j..16j+15) for j = 0..3. `codes` and `tile` point at the block's row block;
+// `first` and `second` are the tables of the two halves.
 template <class F, class Emit>
 SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row, const Table& first,
                               const Table& second, Emit&& emit) {

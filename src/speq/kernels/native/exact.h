@@ -1,9 +1,9 @@
 // The exact product y = W x for any number of tokens, with weights rebuilt from both planes.
 //
 // One order of summation for every token count, thread count and instruction set (docs/exactness.md): lane l of eight
-// accumulates columns l+8, l, l+24, l+16, ... with fused multiply-adds, the lanes are summed in the order of sum(), then the
-// escapes of the row are added in order of their columns. Everything below only chooses which (row, token) pairs go
-// together.
+// accumulates columns l+8, l, l+24, l+16, ... with fused multiply-adds, the lanes are summed in the order of sum(),
+// then what the escapes of the row add, which is summed in order of their columns. Everything below only chooses which
+// (row, token) pairs go together.
 #pragma once
 #include <optional>
 
@@ -13,15 +13,13 @@
 
 namespace speq::SPEQ_ISA {
 
-// y[row_block - begin][token][4] for row blocks begin..end-1, from prepared activations; `scratch` as exact_scratch()
-// says.
+// y[row_block - begin][token][4] for row blocks begin..end-1, `scratch` as exact_scratch() says.
 template <class F>
-void exact_rows(const SplitWeight& w, const float* x, size_t x_stride, int tokens, int begin, int end, float* y,
-                float* scratch) {
+void exact_rows(const SplitWeight& w, const Activations& x, int begin, int end, float* y, float* scratch) {
     std::optional<FlushSubnormals> flush;
     if constexpr (F::dtype == DType::bf16) flush.emplace();
-    if (tokens > kFewTokensAtOnce) return ManyTokens<F>(w, x, x_stride, tokens, scratch).run(begin, end, y);
-    FewTokens<F>(w, x, x_stride).run(tokens, begin, end, y);
+    if (x.tokens > kFewTokensAtOnce) return ManyTokens<F>(w, x, scratch).run(begin, end, y);
+    FewTokens<F>(w, x).run(begin, end, y);
 }
 
 }  // namespace speq::SPEQ_ISA

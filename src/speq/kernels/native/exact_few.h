@@ -10,28 +10,26 @@ constexpr int kFewTokensAtOnce = 8;
 template <class F>
 class FewTokens {
   public:
-    SPEQ_INLINE FewTokens(const SplitWeight& w, const float* x, size_t x_stride)
-        : w_(w), blocks_(w), escapes_(w), x_(x), x_stride_(x_stride) {}
+    SPEQ_INLINE FewTokens(const SplitWeight& w, const Activations& x) : w_(w), blocks_(w), escapes_(w), x_(x) {}
 
-    // y[(row_block - begin) * M + t][4] for t < M
-    template <int M>
+    // y[row_block - begin][token][4]
     void run(int begin, int end, float* y) const {
-        constexpr int pass = rows_at_once<M>();
-        for (int rb = begin; rb < end; ++rb, y += M * kRowsPerBlock) {
-            for (int first = 0; first < kWides; first += pass) multiply<M, pass>(rb, first, y);
-            escapes_.template add<M>(rb, x_, x_stride_, y);
-        }
-    }
-
-    // The same for a number known only now.
-    void run(int tokens, int begin, int end, float* y) const {
         unroll<kFewTokensAtOnce>([&](auto i) {
-            if (tokens == i + 1) run<i + 1>(begin, end, y);
+            if (x_.tokens == i + 1) run<i + 1>(begin, end, y);
         });
     }
 
   private:
     static constexpr int kPrefetchBlocks = 24;
+
+    template <int M>
+    void run(int begin, int end, float* y) const {
+        constexpr int pass = rows_at_once<M>();
+        for (int rb = begin; rb < end; ++rb, y += M * kRowsPerBlock) {
+            for (int first = 0; first < kWides; first += pass) multiply<M, pass>(rb, first, y);
+            escapes_.add(rb, x_.columns, M, y);
+        }
+    }
 
     // Vectors of rows whose accumulators for M tokens fit in the registers beside what the decoder needs.
     template <int M>
@@ -48,10 +46,9 @@ class FewTokens {
         const uint16_t* scales = w_.scales_at(rb);
         for (int b = 0; b < blocks_.count(); ++b) {
             if (first == 0) blocks_.prefetch_planes(rb, b + kPrefetchBlocks);
-            const float* x = activations_from<F::dtype>(x_, b * kBlock);
-            const auto inputs = [&](int j, int m) SPEQ_LAMBDA {
-                return P::inputs(x + m * x_stride_ + j * kPairFloats<F::dtype>);
-            };
+            const float* x = activations_from<F::dtype>(x_.rows, b * kBlock);
+            const auto inputs = [&](int j, int m)
+                                    SPEQ_LAMBDA { return P::inputs(x + m * x_.stride + j * kPairFloats<F::dtype>); };
             if constexpr (Pass == 2 && kWideRows == 2 && M > 1) {
                 // The first half of the rows waits in registers for the second, so that each x is loaded once.
                 typename P::Weights half[kBlock / kPairColumns];
@@ -66,9 +63,7 @@ class FewTokens {
             } else {
                 unroll<Pass>([&](auto i) SPEQ_LAMBDA {
                     blocks_.decode(rb, b, (first + i) * kWideRows, scales, [&](auto j, auto w) SPEQ_LAMBDA {
-                        unroll<M>([&](auto m) SPEQ_LAMBDA {
-                            acc[i][m] = P::multiply_add(w, inputs(j, m), acc[i][m]);
-                        });
+                        unroll<M>([&](auto m) SPEQ_LAMBDA { acc[i][m] = P::multiply_add(w, inputs(j, m), acc[i][m]); });
                     });
                 });
             }
@@ -81,9 +76,8 @@ class FewTokens {
 
     const SplitWeight& w_;
     ExactBlocks<F> blocks_;
-    Escapes<F> escapes_;
-    const float* x_;
-    size_t x_stride_;
+    Escapes escapes_;
+    const Activations x_;
 };
 
 }  // namespace speq::SPEQ_ISA

@@ -12,15 +12,15 @@ namespace speq::SPEQ_ISA {
 template <class F>
 class ManyTokens {
   public:
-    SPEQ_INLINE ManyTokens(const SplitWeight& w, const float* x, size_t x_stride, int tokens, float* scratch)
-        : w_(w), blocks_(w), escapes_(w), x_(x), x_stride_(x_stride), tokens_(tokens), s_(tokens, scratch) {}
+    SPEQ_INLINE ManyTokens(const SplitWeight& w, const Activations& x, float* scratch)
+        : w_(w), blocks_(w), escapes_(w), x_(x), tokens_(x.tokens), s_(tokens_, scratch) {}
 
     // y[(row_block - begin) * tokens + t][4]
     void run(int begin, int end, float* y) const {
         for (int rb = begin; rb < end; rb += kGroup) {
             const int group = std::min(kGroup, end - rb), rows = group * kRowsPerBlock;
             const uint32_t* escapes = w_.escape_rows + rb * kRowsPerBlock;
-            const bool gather = tokens_ >= kGatherTokens && escapes[rows] - escapes[0] <= kGatheredEscapes;
+            const bool gather = !x_.columns && escapes[rows] - escapes[0] <= kGatheredEscapes;
             uint32_t next[kGroup * kRowsPerBlock];  // of each row, the first escape of the strips to come
             std::copy_n(escapes, rows, next);
             std::fill_n(s_.acc, group * block_accumulators(), 0.0f);
@@ -44,9 +44,12 @@ class ManyTokens {
                 for (int at = 0; at < tokens_ * kRowsPerBlock; at += kWideRows)
                     wide_sum(wide_load(acc + at * 8), y + at);
                 if (gather)
-                    add_gathered(rb + g, escapes[0], y);
+                    escapes_.add_gathered(rb + g, escapes[0], s_.gathered, ManyScratch::padded(tokens_), tokens_,
+                                          s_.sums, y);
+                else if (x_.columns)
+                    escapes_.add(rb + g, x_.columns, tokens_, y);
                 else
-                    for (int token = 0; token < tokens_;) token += add_escapes(rb + g, token, y);
+                    escapes_.template add<F::dtype>(rb + g, x_.rows, x_.stride, tokens_, y);
             }
         }
     }
@@ -69,9 +72,8 @@ class ManyTokens {
         for (int b = s.first; b < s.last; ++b, out += kBlockFloats) {
             prefetch_next(s, b);
             unroll<kWides>([&](auto i) SPEQ_LAMBDA {
-                blocks_.decode(s.rb, b, i * kWideRows, scales, [&](auto j, auto w) SPEQ_LAMBDA {
-                    P::store(out + (j * kWides + i) * P::kFloats, w);
-                });
+                blocks_.decode(s.rb, b, i * kWideRows, scales,
+                               [&](auto j, auto w) SPEQ_LAMBDA { P::store(out + (j * kWides + i) * P::kFloats, w); });
             });
         }
     }
@@ -101,7 +103,7 @@ class ManyTokens {
     void multiply(const Strip& s, int token) const {
         Wide a[kWides][M];
         float* home = s.acc + static_cast<size_t>(token) * kRowsPerBlock * 8;
-        const float* x = activations_from<F::dtype>(x_ + token * x_stride_, s.first * kBlock);
+        const float* x = activations_from<F::dtype>(x_.rows + token * x_.stride, s.first * kBlock);
         const float* weights = s.weights;
         each<M>([&](auto i, auto m)
                     SPEQ_LAMBDA { a[i][m] = wide_load(home + (m * kRowsPerBlock + i * kWideRows) * 8); });
@@ -110,7 +112,7 @@ class ManyTokens {
             typename P::Weights w[kWides];
             unroll<kWides>([&](auto i) SPEQ_LAMBDA { w[i] = P::load(weights + i * P::kFloats); });
             unroll<M>([&](auto m) SPEQ_LAMBDA {
-                const auto v = P::inputs(x + m * x_stride_);
+                const auto v = P::inputs(x + m * x_.stride);
                 unroll<kWides>([&](auto i) SPEQ_LAMBDA { a[i][m] = P::multiply_add(w[i], v, a[i][m]); });
             });
         }
@@ -138,40 +140,17 @@ class ManyTokens {
         for (int i = 0; i < wanted; ++i) {
             const int column = w_.escape_columns[s_.wanted[i]];
             float* out = gathered(s_.wanted[i] - first_escape) + token;
-            for (int j = 0; j < size; ++j) out[j] = activation<F::dtype>(x_ + (token + j) * x_stride_, column);
+            for (int j = 0; j < size; ++j) out[j] = activation<F::dtype>(x_.rows + (token + j) * x_.stride, column);
         }
     }
     float* gathered(uint32_t escape_of_group) const {
         return s_.gathered + escape_of_group * ManyScratch::padded(tokens_);
     }
 
-    void add_gathered(int rb, uint32_t first_escape, float* y) const {
-        for (int r = 0; r < kRowsPerBlock; ++r) {
-            const int row = rb * kRowsPerBlock + r;
-            const uint32_t first = w_.escape_rows[row], last = w_.escape_rows[row + 1];
-            if (first == last) continue;
-            for (int t = 0; t < tokens_; ++t) s_.sums[t] = y[t * kRowsPerBlock + r];
-            escapes_.add_gathered(row, first, last, tokens_, gathered(first - first_escape),
-                                  ManyScratch::padded(tokens_), s_.sums);
-            for (int t = 0; t < tokens_; ++t) y[t * kRowsPerBlock + r] = s_.sums[t];
-        }
-    }
-
-    // Without gathering, for up to eight tokens from `token` on; returns how many.
-    int add_escapes(int rb, int token, float* y) const {
-        const int size = std::min(tokens_ - token, 8);
-        unroll<8>([&](auto i) {
-            if (size == i + 1)
-                escapes_.template add<i + 1>(rb, x_ + token * x_stride_, x_stride_, y + token * kRowsPerBlock);
-        });
-        return size;
-    }
-
     const SplitWeight& w_;
     ExactBlocks<F> blocks_;
-    Escapes<F> escapes_;
-    const float* x_;
-    size_t x_stride_;
+    Escapes escapes_;
+    const Activations x_;
     int tokens_;
     ManyScratch s_;
 };

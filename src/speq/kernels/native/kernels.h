@@ -66,18 +66,34 @@ struct AttentionChunk {
     }
 };
 
+// Passes of up to so many tokens are those of decoding; their activations are prepared by column too.
+constexpr int kFewTokens = 16;
+
+// Room between two columns of activations of few tokens.
+constexpr int column_width(int tokens) { return tokens == 1 ? 1 : (tokens + 7) / 8 * 8; }
+
+// The activations of an exact product, as Kernels::prepare_row and prepare_columns write them.
+struct Activations {
+    const float* rows;  // of token t at rows + t * stride
+    size_t stride;
+    const float* columns;  // [padded columns][column_width(tokens)], null for more than kFewTokens
+    int tokens;
+};
+
 struct Kernels {
     const char* name;
     // The matrix products depend on the format; all other operators do not.
-    using ExactRows = void (*)(const SplitWeight&, const float* x, size_t x_stride, int tokens, int begin, int end,
-                               float* y, float* scratch);
-    using Prepare = void (*)(const float* x, int columns, float* out);
+    using ExactRows = void (*)(const SplitWeight&, const Activations&, int begin, int end, float* y, float* scratch);
+    using PrepareRow = void (*)(const float* x, int columns, float* out);
+    using PrepareColumns = void (*)(const float* x, size_t stride, int tokens, int columns, float* out);
     using DraftRows = void (*)(const SplitWeight&, const DraftRow&, int begin, int end, float* y);
     using Quantise = void (*)(const float* x, int columns, DraftRow);
     using DecodeRow = void (*)(const SplitWeight&, int row, float* out);
     ExactRows (*exact_rows)(const SplitWeight&);
-    // Makes activations ready for exact_rows, in at most as many floats; null where they are used as they are.
-    Prepare (*prepare)(const SplitWeight&);
+    // A token's activations, in at most as many floats, perhaps in place; null where they are used as they are.
+    PrepareRow (*prepare_row)(const SplitWeight&);
+    // Those of few tokens, `stride` floats apart, by column.
+    PrepareColumns (*prepare_columns)(const SplitWeight&);
     DraftRows (*draft_rows)(const SplitWeight&);
     Quantise (*quantise)(const SplitWeight&);
     DecodeRow (*decode_row)(const SplitWeight&);

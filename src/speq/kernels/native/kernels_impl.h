@@ -31,8 +31,7 @@ void decode_row(const SplitWeight& w, int row, float* out) {
     const int rb = row / kRowsPerBlock, r = row % kRowsPerBlock;
     for (int b = 0; b < w.blocks(); ++b)
         decode_block<F>(maker, w.scales_at(rb), w.group_shift(), w.codes_at(rb, b), w.residual_at(rb, b), b,
-                        r / kWideRows * kWideRows,
-                        [&](int j, const auto& pair) {
+                        r / kWideRows * kWideRows, [&](int j, const auto& pair) {
                             const FloatPair v = Pair<F::dtype>::widen(pair);
                             wide_row(v.low, r % kWideRows, out + b * kBlock + kPairColumns * j);
                             wide_row(v.high, r % kWideRows, out + b * kBlock + kPairColumns * j + 8);
@@ -48,8 +47,11 @@ inline Kernels make_kernels(const char* name) {
         .exact_rows = [](const SplitWeight& w) -> Kernels::ExactRows {
             return with_format(w, []<class F>(F) -> Kernels::ExactRows { return exact_rows<F>; });
         },
-        .prepare = [](const SplitWeight& w) -> Kernels::Prepare {
-            return w.dtype == DType::bf16 ? prepare_activations<DType::bf16> : nullptr;
+        .prepare_row = [](const SplitWeight& w) -> Kernels::PrepareRow {
+            return w.dtype == DType::bf16 ? prepare_row<DType::bf16> : nullptr;
+        },
+        .prepare_columns = [](const SplitWeight& w) -> Kernels::PrepareColumns {
+            return w.dtype == DType::bf16 ? prepare_columns<DType::bf16> : prepare_columns<DType::fp16>;
         },
         .draft_rows = [](const SplitWeight& w) -> Kernels::DraftRows {
             return with_format(w, []<class F>(F) -> Kernels::DraftRows { return draft_rows<F>; });

@@ -44,10 +44,7 @@ class ProductInput {
 
     // out[row_block - begin][token][4]; only inside a task.
     void multiply(const Matrix& m, int begin, int end, float* out) {
-        if (!draft_) {
-            const float* rows = prepared(m.prepare);
-            return m.exact_rows(m.weight, rows, x_.stride, count_, begin, end, out, scratch_.strip.get());
-        }
+        if (!draft_) return m.exact_rows(m.weight, prepared(m), begin, end, out, scratch_.strip.get());
         const float* rows = normalised();
         for (int t = 0; t < count_; ++t) {
             const DraftRow row{scratch_.quantised.get(), scratch_.quantised_scales.get(),
@@ -80,16 +77,21 @@ class ProductInput {
         return rows_ = scratch_.input.get();
     }
 
-    const float* prepared(Kernels::Prepare prepare) {
-        if (!prepare) return normalised();
-        if (count_ > kFewTokens) return step_.shared_input() + offset(first_);
-        if (prepared_for_ != prepare) {
-            const float* rows = normalised();
-            for (int t = 0; t < count_; ++t)
-                prepare(rows + offset(t), x_.stride, scratch_.prepared.get() + offset(t));
-            prepared_for_ = prepare;
+    // Each member prepares its own copy of few tokens: cheaper than sharing with a barrier.
+    Activations prepared(const Matrix& m) {
+        const size_t stride = static_cast<size_t>(x_.stride);
+        if (count_ > kFewTokens) {
+            const float* rows = m.prepare_row ? step_.shared_input() + offset(first_) : normalised();
+            return {rows, stride, nullptr, count_};
         }
-        return scratch_.prepared.get();
+        const float* rows = normalised();
+        if (prepared_for_ != m.prepare_columns) {
+            m.prepare_columns(rows, stride, count_, x_.stride, scratch_.columns.get());
+            for (int t = 0; m.prepare_row && t < count_; ++t)
+                m.prepare_row(rows + offset(t), x_.stride, scratch_.rows.get() + offset(t));
+            prepared_for_ = m.prepare_columns;
+        }
+        return {m.prepare_row ? scratch_.rows.get() : rows, stride, scratch_.columns.get(), count_};
     }
 
     Step& step_;
@@ -99,7 +101,7 @@ class ProductInput {
     int first_, count_;
     bool draft_;
     const float* rows_ = nullptr;
-    Kernels::Prepare prepared_for_ = nullptr;
+    Kernels::PrepareColumns prepared_for_ = nullptr;
     int quantised_token_ = -1;
     Kernels::Quantise quantised_for_ = nullptr;
 };

@@ -76,6 +76,24 @@ SPEQ_INLINE float largest(Vec8 a) {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+// v[i][j] becomes v[j][i]
+SPEQ_INLINE void transpose(Vec8 (&v)[8]) {
+    __m256 a[8], b[8];
+    unroll<4>([&](auto i) SPEQ_LAMBDA {
+        a[2 * i] = _mm256_unpacklo_ps(v[2 * i].v, v[2 * i + 1].v);
+        a[2 * i + 1] = _mm256_unpackhi_ps(v[2 * i].v, v[2 * i + 1].v);
+    });
+    unroll<2>([&](auto i) SPEQ_LAMBDA {
+        b[4 * i] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0x44);
+        b[4 * i + 1] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0xee);
+        b[4 * i + 2] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
+        b[4 * i + 3] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xee);
+    });
+    unroll<4>([&](auto i) SPEQ_LAMBDA {
+        v[i] = {_mm256_permute2f128_ps(b[i], b[i + 4], 0x20)};
+        v[i + 4] = {_mm256_permute2f128_ps(b[i], b[i + 4], 0x31)};
+    });
+}
 SPEQ_INLINE Vec8 round_to_integer(Vec8 a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -136,6 +154,10 @@ SPEQ_INLINE float largest(Vec8 a) {
     float m = a.v[0];
     for (int i = 1; i < 8; ++i) m = m > a.v[i] ? m : a.v[i];
     return m;
+}
+SPEQ_INLINE void transpose(Vec8 (&v)[8]) {
+    for (int i = 0; i < 8; ++i)
+        for (int j = 0; j < i; ++j) std::swap(v[i].v[j], v[j].v[i]);
 }
 SPEQ_INLINE Vec8 round_to_integer(Vec8 a) {
     return lanes([&](int i) { return std::nearbyint(a.v[i]); });

@@ -17,6 +17,7 @@ struct SplitWeight {
     const uint32_t* escape_rows = nullptr;
     const uint16_t* escape_columns = nullptr;
     const uint16_t* escape_values = nullptr;
+    const float* escape_deltas = nullptr;  // of escape_deltas(); the exact products need them
     int rows = 0, columns = 0;
     int group_size = 64;
     DType dtype = DType::bf16;

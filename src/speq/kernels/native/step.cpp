@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "escape_deltas.h"
+
 namespace speq {
 
 Step::Step(const std::string& isa, int threads, int max_tokens, Cache cache, std::vector<float> inverse_frequencies,
@@ -23,8 +25,12 @@ int Step::add_buffer(int width) {
 }
 
 int Step::add_matrix(const SplitWeight& weight) {
-    matrices_.push_back({weight, kernels_.exact_rows(weight), kernels_.prepare(weight), kernels_.draft_rows(weight),
-                         kernels_.quantise(weight), kernels_.decode_row(weight)});
+    auto deltas = escape_deltas(weight);
+    SplitWeight complete = weight;
+    complete.escape_deltas = deltas.get();
+    matrices_.push_back({complete, kernels_.exact_rows(weight), kernels_.prepare_row(weight),
+                         kernels_.prepare_columns(weight), kernels_.draft_rows(weight), kernels_.quantise(weight),
+                         kernels_.decode_row(weight), std::move(deltas)});
     return static_cast<int>(matrices_.size()) - 1;
 }
 
@@ -41,7 +47,8 @@ void Step::bind() {
     scratch_.resize(threads_);
     for (auto& s : scratch_) {
         s.input = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
-        s.prepared = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
+        s.rows = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
+        s.columns = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
         s.quantised = make_aligned<int8_t>(columns);
         s.quantised_scales = make_aligned<float>(columns / 32);
         s.quantised_offsets = make_aligned<float>(columns / 32);

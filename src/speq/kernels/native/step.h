@@ -44,10 +44,12 @@ struct Cache {
 struct Matrix {  // a split weight with the kernels for its format
     SplitWeight weight;
     Kernels::ExactRows exact_rows;
-    Kernels::Prepare prepare;
+    Kernels::PrepareRow prepare_row;
+    Kernels::PrepareColumns prepare_columns;
     Kernels::DraftRows draft_rows;
     Kernels::Quantise quantise;
     Kernels::DecodeRow decode_row;
+    Aligned<float> escape_deltas;
 };
 
 struct Norm {
@@ -55,10 +57,10 @@ struct Norm {
     float eps = 0;
 };
 
-struct Scratch {                // of one thread
-    Aligned<float> input;       // normalised activations of few tokens
-    Aligned<float> prepared;    // the same, or those that need no norm, as the exact product wants them
-    Aligned<int8_t> quantised;  // draft activations of one token
+struct Scratch {                   // of one thread
+    Aligned<float> input;          // normalised activations of few tokens
+    Aligned<float> rows, columns;  // of few tokens, as the exact product wants them
+    Aligned<int8_t> quantised;     // draft activations of one token
     Aligned<float> quantised_scales, quantised_offsets;
     Aligned<float> product, product2, strip;
     Aligned<float> attention;
@@ -166,9 +168,5 @@ class Step {
 // Row blocks of a product that a member takes at a time, at most.
 constexpr int kFewTokensChunk = 64;
 constexpr int kManyTokensChunk = 16;
-
-// Up to this many tokens every member prepares its own copy of an operator's input: cheaper than sharing with a
-// barrier.
-constexpr int kFewTokens = 16;
 
 }  // namespace speq

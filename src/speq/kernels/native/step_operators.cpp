@@ -25,7 +25,7 @@ class Embed final : public Operator {
 // member.
 class MakeReady final : public Operator {
   public:
-    MakeReady(int x, Norm norm, Kernels::Prepare prepare) : x_(x), norm_(norm), prepare_(prepare) {}
+    MakeReady(int x, Norm norm, Kernels::PrepareRow prepare) : x_(x), norm_(norm), prepare_(prepare) {}
 
     int tasks(Step&, const Pass& pass) const override {
         const bool used_as_it_is = !norm_.weight && (pass.draft || !prepare_);
@@ -48,7 +48,7 @@ class MakeReady final : public Operator {
   private:
     int x_;
     Norm norm_;
-    Kernels::Prepare prepare_;
+    Kernels::PrepareRow prepare_;
 };
 
 class Linear final : public Operator {
@@ -221,9 +221,9 @@ void add_embed(Step& step, int matrix, int out) { step.add_operator(std::make_un
 void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& parts, int out, bool accumulate) {
     // Matrices of different dtypes want different inputs.
     for (auto first = parts.begin(); first != parts.end();) {
-        const auto prepare = step.matrix(first->matrix).prepare;
+        const auto prepare = step.matrix(first->matrix).prepare_row;
         const auto last =
-            std::find_if(first, parts.end(), [&](auto& p) { return step.matrix(p.matrix).prepare != prepare; });
+            std::find_if(first, parts.end(), [&](auto& p) { return step.matrix(p.matrix).prepare_row != prepare; });
         step.add_operator(std::make_unique<MakeReady>(x, norm, prepare));
         step.add_operator(std::make_unique<Linear>(x, norm, std::vector(first, last), out, accumulate));
         first = last;
@@ -231,8 +231,8 @@ void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& par
 }
 
 void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out) {
-    const auto prepare = step.matrix(gate).prepare;
-    if (prepare != step.matrix(up).prepare)
+    const auto prepare = step.matrix(gate).prepare_row;
+    if (prepare != step.matrix(up).prepare_row)
         throw std::invalid_argument("the gate and up matrices of a layer have different dtypes");
     step.add_operator(std::make_unique<MakeReady>(x, norm, prepare));
     step.add_operator(std::make_unique<GatedLinear>(x, norm, gate, up, out));
@@ -243,7 +243,7 @@ void add_rotary(Step& step, int qkv, int layer, int heads, int kv_heads, int hea
 }
 
 void add_head(Step& step, int x, Norm norm, int matrix) {
-    step.add_operator(std::make_unique<MakeReady>(x, norm, step.matrix(matrix).prepare));
+    step.add_operator(std::make_unique<MakeReady>(x, norm, step.matrix(matrix).prepare_row));
     step.add_operator(std::make_unique<Head>(x, norm, matrix));
 }
 
