@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from speq.bits import Spec, encode, from_float32, to_float32
 from speq.kernels import functional as F
 from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Rotary, StepProgram
 from speq.kernels.reference import ReferenceStep
@@ -166,3 +167,16 @@ def test_misuse(rng, tokens, start, message):
     program, weights, cache = one_layer(rng)
     with pytest.raises(ValueError, match=message):
         ReferenceStep(program, weights, cache, 8).run(np.array(tokens, dtype=np.int32), start)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_only_bf16_matrices_meet_rounded_activations(rng, dtype):
+    program, weights, cache = one_layer(rng)
+    bits = from_float32(weights["down"], dtype)
+    down = next(i for i, op in enumerate(program.ops) if isinstance(op, Linear) and op.weights == ("down",))
+    step = ReferenceStep(program, {**weights, "down": encode(bits, Spec.default("nested", dtype, 32))}, cache, 4)
+    x = torch.from_numpy(floats(rng, 3, 6))
+    step.buffer("gated")[:3] = x
+    step.run_one(down, np.array([3, 1, 4], dtype=np.int32))
+    rounded = x.bfloat16().float() if dtype == "bf16" else x
+    close(step.buffer("hidden")[:3], rounded @ torch.from_numpy(to_float32(bits, dtype)).T)

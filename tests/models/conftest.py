@@ -32,6 +32,15 @@ class TinyModel:
     weights: dict[str, Any]
     model: Any
 
+    def widened(self) -> dict[str, Any]:
+        """The weights with float32 matrices, whose activations no product rounds."""
+        from speq.bits import SplitTensor, decode, to_float32
+
+        return {
+            name: to_float32(decode(weight), weight.spec.dtype) if isinstance(weight, SplitTensor) else weight
+            for name, weight in self.weights.items()
+        }
+
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
         with torch.no_grad():
             return self.model(torch.tensor([ids])).logits[0].numpy()

@@ -62,12 +62,12 @@ IDS = [int(token) for token in np.random.default_rng(7).integers(0, 97, 48)]
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_logits_equal_transformers(tiny_model, name, dtype):
-    """With a float32 cache, as transformers has it, so that only the order of additions differs."""
+    """With a cache and matrices in float32, as transformers has them, so that only the order of additions differs."""
     tiny = tiny_model(dtype=dtype, **CONFIGS[name])
     program = build_program(model_config(tiny.config))
     shape = (program.layers, program.kv_heads, len(IDS), program.head_dim)
     cache = SimpleNamespace(keys=np.zeros(shape, np.float32), values=np.zeros(shape, np.float32), capacity=len(IDS))
-    step = ReferenceStep(program, tiny.weights, cache, len(IDS))
+    step = ReferenceStep(program, tiny.widened(), cache, len(IDS))
     logits = step.run(np.array(IDS, dtype=np.int32), 0, logits="all")
     expected = tiny.logits(IDS)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-5 * np.abs(expected).max())
@@ -76,7 +76,7 @@ def test_logits_equal_transformers(tiny_model, name, dtype):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_float16_cache_costs_little(tiny_model, name):
     tiny = tiny_model(**CONFIGS[name])
-    engine = Engine((tiny.config, tiny.weights), backend="reference")
+    engine = Engine((tiny.config, tiny.widened()), backend="reference")
     expected = tiny.logits(IDS)
     np.testing.assert_allclose(engine.forward(IDS, logits="all"), expected, rtol=0, atol=1e-2 * np.abs(expected).max())
 
