@@ -183,6 +183,30 @@ def test_threads_and_instruction_sets_change_no_bit(name, draft):
         assert np.array_equal(other, results[0])
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_matrices_that_share_an_input_may_differ_in_dtype(isa):
+    program, weights = model("qwen3")
+    half = model("qwen3", ("nested", "fp16", 64))[1]
+    key = next(name for name in weights if name.endswith("k_proj.weight"))
+    native, reference = steps(program, {**weights, key: half[key]}, isa=isa, threads=2)
+    index = next(i for i, op in enumerate(program.ops) if key in getattr(op, "weights", ()))
+    for ids in (IDS, IDS[:3]):
+        reference.buffer("hidden")[:] = np.random.default_rng(4).standard_normal(reference.buffer("hidden").shape)
+        native.buffer("hidden")[:] = reference.buffer("hidden")
+        native.run_one(index, ids)
+        reference.run_one(index, ids)
+        rows = slice(len(ids))
+        assert error(native.buffer("qkv")[rows], reference.buffer("qkv")[rows]) < 2e-4
+
+
+def test_gate_and_up_of_two_dtypes_are_refused():
+    program, weights = model("llama")
+    half = model("llama", ("nested", "fp16", 64))[1]
+    gate = next(name for name in weights if name.endswith("gate_proj.weight"))
+    with pytest.raises(SpeqError, match=r"gate_proj.* differ in dtype; convert the checkpoint with --dtype"):
+        native_step(program, {**weights, gate: half[gate]})
+
+
 def test_drafts_leave_no_trace_once_verified():
     program, weights = model("llama")
     step = native_step(program, weights)
