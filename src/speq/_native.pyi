@@ -22,6 +22,8 @@ def encode(
     importance: NDArray[np.float32],
     candidates: NDArray[np.float32],
     influence: NDArray[np.float32],
+    coupling: NDArray[np.float32],
+    passes: int,
     codes: NDArray[np.uint8],
     residual: NDArray[np.uint8],
     scales: NDArray[np.uint16],

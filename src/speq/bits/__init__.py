@@ -1,9 +1,19 @@
 """One weight's bits: the split formats, encode and decode. Knows nothing of models."""
 
 from speq.bits.codec import decode, draft_values, encode
-from speq.bits.feedback import feedback_of
+from speq.bits.feedback import Feedback, feedback_of
 from speq.bits.floats import from_float32, to_float32
 from speq.bits.spec import Spec
 from speq.bits.tensor import SplitTensor
 
-__all__ = ["Spec", "SplitTensor", "decode", "draft_values", "encode", "feedback_of", "from_float32", "to_float32"]
+__all__ = [
+    "Feedback",
+    "Spec",
+    "SplitTensor",
+    "decode",
+    "draft_values",
+    "encode",
+    "feedback_of",
+    "from_float32",
+    "to_float32",
+]

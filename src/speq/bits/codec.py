@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from speq import _native
 from speq.bits.bins import exponent_table
+from speq.bits.feedback import PASSES, Feedback
 from speq.bits.scales import candidates, column_importance
 from speq.bits.spec import Spec
 from speq.bits.tensor import MAX_COLUMNS, SplitTensor, grid, plane_layout
@@ -22,7 +23,7 @@ def encode(
     spec: Spec,
     *,
     column_weights: NDArray[np.float32] | None = None,
-    feedback: NDArray[np.float32] | None = None,
+    feedback: Feedback | None = None,
     threads: int | None = None,
 ) -> SplitTensor:
     """Split a matrix of 16-bit floats into draft codes, residuals and scales.
@@ -34,7 +35,7 @@ def encode(
         spec: the format.
         column_weights: float32 [K], importance of each column in the search for scales (for example its mean squared
             activation), finite and not negative; all equal by default.
-        feedback: float32 [B, C, C], how much a column's error counts in later columns of its block, from
+        feedback: how much a column's error counts in others of its block, for B blocks of C columns from
             :func:`speq.bits.feedback_of`; B C at least K. Only for ``nested``; none by default.
         threads: threads to use; all processors by default. The result does not depend on it.
 
@@ -58,7 +59,8 @@ def encode(
         patterns,
         importance,
         candidates(spec),
-        np.zeros((0, 0, 0), np.float32) if feedback is None else np.require(feedback, np.float32, ["C", "A"]),
+        *_influences(feedback),
+        PASSES,
         planes["codes"],
         planes["residual"],
         planes["scales"],
@@ -106,6 +108,12 @@ def _format(spec: Spec) -> _native.SplitFormat:
     )
 
 
+def _influences(feedback: Feedback | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    if feedback is None:
+        return np.zeros((0, 0, 0), np.float32), np.zeros((0, 0, 0), np.float32)
+    return np.require(feedback.influence, np.float32, ["C", "A"]), np.require(feedback.coupling, np.float32, ["C", "A"])
+
+
 def _threads(threads: int | None) -> int:
     if threads is not None:
         return max(1, threads)
@@ -115,7 +123,7 @@ def _threads(threads: int | None) -> int:
 def _check(
     bits: NDArray[np.uint16],
     column_weights: NDArray[np.float32] | None,
-    feedback: NDArray[np.float32] | None,
+    feedback: Feedback | None,
     spec: Spec,
 ) -> None:
     if bits.ndim != 2 or bits.dtype != np.uint16:
@@ -140,11 +148,16 @@ def _check_column_weights(column_weights: NDArray[np.float32], columns: int) -> 
         raise SpeqError("column weights must be finite and not negative")
 
 
-def _check_feedback(feedback: NDArray[np.float32], columns: int, spec: Spec) -> None:
+def _check_feedback(feedback: Feedback, columns: int, spec: Spec) -> None:
     if spec.format != "nested":
         raise SpeqError(f"the codes of {spec.format} follow from the weights alone: leave out the feedback")
-    blocks, size, other = feedback.shape if feedback.ndim == 3 else (0, 0, 0)
-    if size != other or blocks * size < columns:
-        raise SpeqError(f"feedback has shape {list(feedback.shape)}, which does not cover {columns} columns in blocks")
-    if not np.isfinite(feedback).all():
-        raise SpeqError("feedback must be finite")
+    for values in (feedback.influence, feedback.coupling):
+        blocks, size, other = values.shape if values.ndim == 3 else (0, 0, 0)
+        if size != other or blocks * size < columns:
+            raise SpeqError(
+                f"feedback has shape {list(values.shape)}, which does not cover {columns} columns in blocks"
+            )
+        if not np.isfinite(values).all():
+            raise SpeqError("feedback must be finite")
+    if feedback.influence.shape != feedback.coupling.shape:
+        raise SpeqError("influence and coupling must have the same blocks")

@@ -1,17 +1,25 @@
-"""Error feedback: later weights of a row are drafted so that they make up for the errors of earlier ones.
+"""Error feedback: the weights of a row are drafted so that they make up for each other's errors.
 
-A product with the activations x is what counts, not the weights themselves. For a row w drafted as d the expected
-squared error of the product is (w - d) M (w - d)^T with the second moments M = E[x x^T]. With M = R R^T, R upper
-triangular, and U = R / diag(R) with ones on its diagonal, the error is sum_k R[k, k]^2 (sum_j<=k (w - d)[j] U[j, k])^2.
-So column k is drafted as near as can be to
+A product with the activations x is what counts, not the weights themselves. For a row w drafted as d with the errors
+e = w - d the expected squared error of the product is e M e^T with the second moments M = E[x x^T]. It is made small in
+two steps, each of which drafts one column after the other as near as can be to a target.
 
-    w[k] + sum over j < k of (w[j] - d[j]) U[j, k],
+First, later columns make up for earlier ones. With M = R R^T, R upper triangular, and U = R / diag(R) with ones on its
+diagonal, the error is sum_k R[k, k]^2 (sum_j<=k e[j] U[j, k])^2, so that the target is
 
-one column after the other. This is the LDLQ rounding of QuIP (arXiv 2307.13304), which is equivalent to GPTQ (arXiv
-2210.17323). Columns influence each other within blocks; between blocks M is taken as zero.
+    w[k] + sum over j < k of e[j] U[j, k].
+
+This is the LDLQ rounding of QuIP (arXiv 2307.13304), which is equivalent to GPTQ (arXiv 2210.17323). Then a few passes
+of coordinate descent: with all other columns as they are, the error is least at
+
+    w[k] + sum over j != k of e[j] M[j, k] / M[k, k].
+
+Columns influence each other within blocks; between blocks M is taken as zero.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,54 +31,100 @@ from speq.bits.spec import Spec
 DAMPING = 0.01
 """Share of the mean diagonal that is added to the diagonal of M, so that it has a Cholesky factor."""
 
+PASSES = 2
+"""Of coordinate descent."""
 
-def feedback_of(moments: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Influence of each column's error on later columns.
+
+@dataclass(frozen=True)
+class Feedback:
+    """How columns count in each other's targets, float32 [B, C, C] for B blocks of C columns.
+
+    Attributes:
+        influence: entry [b, j, k] is U[j, k] for j < k in block b, 0 elsewhere.
+        coupling: entry [b, j, k] is M[j, k] / M[k, k] for j != k in block b, 0 on the diagonal.
+    """
+
+    influence: NDArray[np.float32]
+    coupling: NDArray[np.float32]
+
+
+def feedback_of(moments: NDArray[np.float32]) -> Feedback:
+    """Feedback for activations with these moments.
 
     Args:
         moments: float32 [B, C, C], E[x x^T] of B blocks of C columns; rows and columns of padding are 0.
 
-    Returns:
-        float32 [B, C, C]: entry [b, j, k] is U[j, k] for j < k in block b, 0 elsewhere.
-
     Raises:
         numpy.linalg.LinAlgError: moments that no activations have, or that are not finite.
     """
-    damped = moments.astype(np.float64)
-    diagonal = np.einsum("bii->bi", damped)
-    # Columns that are never active are independent of the others, whatever their own moment.
-    diagonal += DAMPING * diagonal.mean(axis=1, keepdims=True) + (diagonal == 0)
-    factor = np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1]
-    return np.asarray(np.triu(factor / np.einsum("bii->bi", factor)[:, None, :], 1).astype(np.float32))
+    influence, coupling = np.empty_like(moments), np.empty_like(moments)
+    for block, out, other in zip(moments, influence, coupling, strict=True):
+        damped = block.astype(np.float64)
+        diagonal = np.einsum("ii->i", damped)
+        # Columns that are never active are independent of the others, whatever their own moment.
+        diagonal += DAMPING * diagonal.mean() + (diagonal == 0)
+        factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+        np.divide(factor, np.diagonal(factor), out=out, casting="same_kind")
+        np.divide(damped, diagonal, out=other, casting="same_kind")
+        np.einsum("ii->i", out)[:] = 0
+        np.einsum("ii->i", other)[:] = 0
+    return Feedback(influence, coupling)
+
+
+class _Rows:
+    """Rows of 16-bit patterns whose bins are being chosen."""
+
+    def __init__(self, bits: NDArray[np.uint16], scales: NDArray[np.uint16], spec: Spec) -> None:
+        self.scales, self.spec = scales, spec
+        self.signs = bits >> 15 << 3
+        self.magnitudes = (bits & 0x7FFF).astype(np.int32)
+        self.finite = self.magnitudes < INFINITY_BITS[spec.dtype]
+        finite = np.where(self.finite, bits, np.uint16(0))
+        self.weights = np.where(self.finite, to_float32(finite, spec.dtype), np.float32(0))
+        self.errors = np.zeros(bits.shape, np.float32)
+        self.bins, self.residuals = np.zeros(bits.shape, np.uint8), np.zeros(bits.shape, np.uint16)
+        self.escapes = np.zeros(bits.shape, np.bool_)
+        self.levels = np.array(spec.levels, np.float32)
+
+    def choose(self, k: int, targets: NDArray[np.float32]) -> None:
+        """The bins of column ``k`` whose drafts are nearest to the targets."""
+        scale = self.scales[:, k // self.spec.group_size]
+        step = to_float32(scale, "bf16") * np.float32(1 / 64)
+        drafts = self.levels[self.signs[:, k, None] | np.arange(8, dtype=np.uint16)] * step[:, None]
+        self.bins[:, k], self.residuals[:, k], self.escapes[:, k] = nearest_bin(
+            self.magnitudes[:, k], nested_bins(self.spec, scale), self.spec.residual_bits, targets, drafts
+        )
+        codes = np.where(self.escapes[:, k], 0, self.bins[:, k] | self.signs[:, k])
+        error = self.weights[:, k] - self.levels[codes] * step
+        self.errors[:, k] = np.where(self.finite[:, k], error, np.float32(0))
+
+    def sweep(self, first: int, influence: NDArray[np.float32], *, later: bool) -> None:
+        """Choose the bins of the block that begins with column ``first``, in order.
+
+        With ``later``, later columns count with the errors that they have so far, and are the first to be added.
+        """
+        targets = self.weights[:, first : first + len(influence)].copy()
+        errors = self.errors[:, first:]
+        for j in range(targets.shape[1] if later else 0):
+            targets[:, :j] += errors[:, j, None] * influence[j, :j]
+        for k in range(targets.shape[1]):
+            self.choose(first + k, targets[:, k])
+            targets[:, k + 1 :] += errors[:, k, None] * influence[k, k + 1 : targets.shape[1]]
 
 
 def codes_with_feedback(
-    bits: NDArray[np.uint16], scales: NDArray[np.uint16], feedback: NDArray[np.float32], spec: Spec
+    bits: NDArray[np.uint16], scales: NDArray[np.uint16], feedback: Feedback, spec: Spec
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.bool_]]:
     """Bins, residuals and escape marks [n, k] of rows of 16-bit patterns [n, k] with scales [n, groups].
 
     The definition of what the native encoder computes: all arithmetic is float32 without contraction, and errors are
     added in the order of their columns. A weight that is not finite has no error.
     """
-    columns, size = bits.shape[1], feedback.shape[1]
-    magnitudes = (bits & 0x7FFF).astype(np.int32)
-    finite = magnitudes < INFINITY_BITS[spec.dtype]
-    weights = np.where(finite, to_float32(np.where(finite, bits, np.uint16(0)), spec.dtype), np.float32(0))
-    targets = weights.copy()
-    bins, residuals = np.zeros(bits.shape, np.uint8), np.zeros(bits.shape, np.uint16)
-    escapes = np.zeros(bits.shape, np.bool_)
-    levels = np.array(spec.levels, np.float32)
+    rows = _Rows(bits, scales, spec)
+    size = feedback.influence.shape[1]
     with np.errstate(over="ignore", invalid="ignore"):
-        for k in range(columns):
-            scale = scales[:, k // spec.group_size]
-            step = to_float32(scale, "bf16") * np.float32(1 / 64)
-            signs = bits[:, k] >> 15 << 3
-            drafts = levels[signs[:, None] | np.arange(8, dtype=np.uint16)] * step[:, None]
-            bins[:, k], residuals[:, k], escapes[:, k] = nearest_bin(
-                magnitudes[:, k], nested_bins(spec, scale), spec.residual_bits, targets[:, k], drafts
-            )
-            codes = np.where(escapes[:, k], 0, bins[:, k] | signs)
-            error = np.where(finite[:, k], weights[:, k] - levels[codes] * step, np.float32(0))
-            end = min(columns, (k // size + 1) * size)
-            targets[:, k + 1 : end] += error[:, None] * feedback[k // size, k % size, k % size + 1 :][: end - k - 1]
-    return bins, residuals, escapes
+        for first in range(0, bits.shape[1], size):
+            rows.sweep(first, feedback.influence[first // size], later=False)
+            for _ in range(PASSES):
+                rows.sweep(first, feedback.coupling[first // size], later=True)
+    return rows.bins, rows.residuals, rows.escapes

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.bits.bins import exponent_histogram, exponent_table, largest_bin, nested_bins
-from speq.bits.feedback import codes_with_feedback
+from speq.bits.feedback import Feedback, codes_with_feedback
 from speq.bits.floats import to_float32
 from speq.bits.layout import pack, unpack_codes, unpack_residuals
 from speq.bits.scales import column_importance, e3m0_scales, nested_codes, nested_scales
@@ -26,7 +26,7 @@ def encode(
     spec: Spec,
     *,
     column_weights: NDArray[np.float32] | None = None,
-    feedback: NDArray[np.float32] | None = None,
+    feedback: Feedback | None = None,
 ) -> SplitTensor:
     """Split a matrix of 16-bit patterns [N, K]; see :func:`speq.bits.encode`."""
     rows, columns = bits.shape
@@ -110,7 +110,7 @@ def _choose(
     scales: NDArray[np.uint16],
     spec: Spec,
     table: NDArray[np.uint16],
-    feedback: NDArray[np.float32] | None,
+    feedback: Feedback | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.bool_]]:
     """Bins, residuals and escape marks of padded rows of patterns with ``columns`` true columns."""
     if feedback is not None:

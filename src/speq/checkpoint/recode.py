@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.bits import Spec, SplitTensor, decode, encode, feedback_of
+from speq.bits import Feedback, Spec, SplitTensor, decode, encode, feedback_of
 from speq.bits.spec import Format
 from speq.checkpoint.converted import Converted
 from speq.checkpoint.layout import WEIGHTS, Record, stored_planes
@@ -61,7 +61,7 @@ def recode(
     report()
     refusal = calibration.refusal(model)
     for segment in calibration.moments(model, threads) if refusal is None else ():
-        shared: dict[int, Moments | None] = {}
+        shared: dict[int, Feedback | None] = {}
         for name, moments in segment.items():
             if name in writer.records:
                 continue
@@ -84,7 +84,7 @@ def recode(
     return notes
 
 
-def _feedback(moments: Moments) -> Moments | None:
+def _feedback(moments: Moments) -> Feedback | None:
     """None for activations that have no finite moments."""
     if not np.isfinite(moments).all():
         return None
@@ -92,11 +92,11 @@ def _feedback(moments: Moments) -> Moments | None:
         feedback = feedback_of(moments)
     except np.linalg.LinAlgError:
         return None
-    return feedback if np.isfinite(feedback).all() else None
+    return feedback if np.isfinite(feedback.influence).all() and np.isfinite(feedback.coupling).all() else None
 
 
 def calibrated(
-    tensor: SplitTensor, moments: Moments, feedback: Moments, threads: int, spec: Spec | None = None
+    tensor: SplitTensor, moments: Moments, feedback: Feedback, threads: int, spec: Spec | None = None
 ) -> SplitTensor:
     """The same weights with codes for these activations, in the tensor's own format or in ``spec``."""
     importance = np.einsum("bii->bi", moments).reshape(-1)[: tensor.shape[1]]

@@ -6,6 +6,7 @@
 #include <nanobind/stl/pair.h>
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -25,7 +26,17 @@ using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 Format make_format(bool bf16, bool nested, int residual_bits, int group_size, const Array<const float>& edges,
                    const Array<const int32_t>& drops, const Array<const int16_t>& levels) {
     const Kernels& best = kernels("");
-    Format format{bf16, nested, residual_bits, group_size, {}, {}, {}, {}, best.nearest_bins, best.add_outer};
+    Format format{bf16,
+                  nested,
+                  residual_bits,
+                  group_size,
+                  {},
+                  {},
+                  {},
+                  {},
+                  best.nearest_bins,
+                  best.nearest_bins_of_rows,
+                  best.add_products};
     std::copy_n(edges.data(), 8, format.edges.begin());
     std::copy_n(drops.data(), 8, format.drops.begin());
     std::copy_n(levels.data(), 16, format.levels.begin());
@@ -46,28 +57,31 @@ nb::ndarray<nb::numpy, uint16_t> to_numpy(std::vector<uint16_t>&& values) {
 using EscapeArrays = std::pair<nb::ndarray<nb::numpy, uint16_t>, nb::ndarray<nb::numpy, uint16_t>>;
 
 // Fills codes, residual, scales and the number of escapes per row; returns columns and values of the escapes.
-// `influence`: float32 [blocks, size, size], empty for no feedback.
+// `influence` and `coupling`: float32 [blocks, size, size], empty for no feedback.
 EscapeArrays encode(const Format& plain_format, const Array<const uint16_t>& table,
                     const Array<const uint16_t>& patterns, const Array<const float>& importance,
                     const Array<const float>& candidates, const Array<const float>& influence,
-                    const Array<uint8_t>& codes, const Array<uint8_t>& residual, const Array<uint16_t>& scales,
-                    const Array<uint32_t>& counts, int threads) {
+                    const Array<const float>& coupling, int passes, const Array<uint8_t>& codes,
+                    const Array<uint8_t>& residual, const Array<uint16_t>& scales, const Array<uint32_t>& counts,
+                    int threads) {
     const Format format = with_table(plain_format, table);
     const Matrix matrix{patterns.data(), int64_t(patterns.shape(0)), int64_t(patterns.shape(1)),
                         int64_t(codes.shape(1)), int64_t(scales.shape(1))};
     const Planes planes{codes.data(), residual.data(), scales.data()};
-    const Feedback feedback{influence.data(), int64_t(influence.shape(1))};
-    const int64_t row_blocks = int64_t(codes.shape(0));
-    std::vector<Escapes> found(static_cast<size_t>(row_blocks));
+    std::vector<Escapes> found(static_cast<size_t>(matrix.pieces()));
     Escapes all;
     {
         const nb::gil_scoped_release release;
-        parallel_for(row_blocks, threads, [&] {
+        const auto strips = [&](const Array<const float>& factors) {
+            return Influence(factors.data(), int64_t(factors.shape(0)), int64_t(factors.shape(1)), threads);
+        };
+        std::optional<Feedback> feedback;
+        if (influence.size()) feedback.emplace(strips(influence), strips(coupling), passes);
+        parallel_for(matrix.pieces(), threads, [&] {
             auto encoder = std::make_unique<Encoder>(format, matrix, importance.data(),
-                                                     std::span(candidates.data(), candidates.size()), feedback, planes);
-            return [&, encoder = std::move(encoder)](int64_t i) {
-                encoder->row_block(i, found[size_t(i)], counts.data());
-            };
+                                                     std::span(candidates.data(), candidates.size()),
+                                                     feedback ? &*feedback : nullptr, planes);
+            return [&, encoder = std::move(encoder)](int64_t i) { encoder->piece(i, found[size_t(i)], counts.data()); };
         });
         size_t total = 0;
         for (const Escapes& part : found) total += part.columns.size();

@@ -1,6 +1,7 @@
-// Encoding of one row block: scales, codes, residuals and the side list of escapes.
+// Encoding of a few row blocks: scales, codes, residuals and the side list of escapes.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "codec_feedback.h"
@@ -9,9 +10,15 @@
 
 namespace speq::codec {
 
+constexpr int kRowBlocksAtOnce = kFeedbackRows / kRows;
+
 struct Matrix {
     const uint16_t* patterns;  // [rows, columns]
     int64_t rows, columns, blocks, groups;
+
+    int64_t row_blocks() const { return (rows + kRows - 1) / kRows; }
+    // Pieces that can be encoded each on its own.
+    int64_t pieces() const { return (row_blocks() + kRowBlocksAtOnce - 1) / kRowBlocksAtOnce; }
 };
 
 constexpr uint8_t kEscape = 0xff;  // in place of a code, until the escapes are listed
@@ -29,38 +36,38 @@ struct Escapes {
 class Encoder {
   public:
     Encoder(const Format& format, const Matrix& matrix, const float* importance, std::span<const float> candidates,
-            const Feedback& feedback, const Planes& planes)
+            const Feedback* feedback, const Planes& planes)
         : format_(format),
           matrix_(matrix),
           importance_(importance),
           candidates_(candidates),
-          feedback_(feedback),
           planes_(planes),
           layout_(format),
           padded_(matrix.groups * format.group_size),
           codes_(size_t(kRows * padded_)),
-          residuals_(codes_.size()),
-          errors_(format, feedback, matrix.columns) {}
+          residuals_(codes_.size()) {
+        if (!feedback) return;
+        feedback_.emplace(format, *feedback);
+        bins_.resize(size_t(kFeedbackRows * matrix.columns));
+    }
 
-    // Appends the escapes of the row block and writes their number for each of its four rows.
-    void row_block(int64_t block_row, Escapes& escapes, uint32_t* counts) {
-        const int rows = int(std::min<int64_t>(kRows, matrix_.rows - kRows * block_row));
-        for (int row = 0; row < kRows; ++row) {
-            if (row < rows)
-                choose_row(block_row, row);
-            else
-                clear_row(block_row, row);
-        }
-        if (feedback_.size) choose_with_feedback(block_row, rows);
-        for (int row = 0; row < kRows; ++row) {
-            const size_t before = escapes.columns.size();
-            if (row < rows) list_escapes(block_row, row, escapes);
-            pack(block_row, row);
-            counts[kRows * block_row + row] = uint32_t(escapes.columns.size() - before);
+    // Appends the escapes of a piece and writes their number for each row of its row blocks.
+    void piece(int64_t index, Escapes& escapes, uint32_t* counts) {
+        const int64_t first = index * kRowBlocksAtOnce, last = std::min(first + kRowBlocksAtOnce, matrix_.row_blocks());
+        if (feedback_) choose_with_feedback(first, last);
+        for (int64_t block_row = first; block_row < last; ++block_row) {
+            for (int row = 0; row < kRows; ++row) {
+                const size_t before = escapes.columns.size();
+                encode_row(block_row, row);
+                if (row < rows(block_row)) list_escapes(block_row, row, escapes);
+                pack(block_row, row);
+                counts[kRows * block_row + row] = uint32_t(escapes.columns.size() - before);
+            }
         }
     }
 
   private:
+    int rows(int64_t block_row) const { return int(std::min<int64_t>(kRows, matrix_.rows - kRows * block_row)); }
     const uint16_t* patterns(int64_t block_row, int row) const {
         return matrix_.patterns + (kRows * block_row + row) * matrix_.columns;
     }
@@ -70,37 +77,54 @@ class Encoder {
     uint8_t* codes(int row) { return codes_.data() + row * padded_; }
     uint16_t* residuals(int row) { return residuals_.data() + row * padded_; }
 
-    // Scales, and without feedback each weight's code and residual.
-    void choose_row(int64_t block_row, int row) {
+    // Scales of the row blocks, and the bins of all their weights.
+    void choose_with_feedback(int64_t first, int64_t last) {
+        for (int64_t block_row = first; block_row < last; ++block_row)
+            for (int row = 0; row < rows(block_row); ++row)
+                for (int64_t g = 0; g < matrix_.groups; ++g) set_scale(block_row, row, g);
+        const int64_t count = std::min(kRows * last, matrix_.rows) - kRows * first;
+        feedback_->choose({patterns(first, 0), int(count), &scale(first, 0, 0), matrix_.columns, matrix_.groups},
+                          bins_.data());
+    }
+
+    // Codes and residuals of a row, with feedback from its chosen bins.
+    void encode_row(int64_t block_row, int row) {
+        if (row >= rows(block_row)) return clear_row(block_row, row);
         for (int64_t g = 0; g < matrix_.groups; ++g) {
-            const int64_t first = g * format_.group_size;
-            const int count = int(std::clamp<int64_t>(matrix_.columns - first, 0, format_.group_size));
-            load_group(group_, format_, patterns(block_row, row) + first, importance_ + first, count);
-            const uint16_t scale = format_.nested ? nested_scale(format_, group_, candidates_, choice_)
-                                                  : e3m0_scale(format_, group_, choice_);
-            this->scale(block_row, row, g) = scale;
-            if (feedback_.size) continue;
-            const Bins start = bins(format_, scale);
-            choose(format_, group_, start, near_one(format_, group_, scale), choice_);
-            for (int i = 0; i < format_.group_size; ++i)
-                put(row, first + i, i < count, group_.magnitude[i], group_.negative[i], choice_.bin[i], start);
+            if (feedback_)
+                put_group(block_row, row, g);
+            else
+                choose_group(block_row, row, g);
         }
     }
 
-    // Codes and residuals of all rows, with the errors of earlier columns made up for.
-    void choose_with_feedback(int64_t block_row, int rows) {
-        const uint16_t* weights[kRows] = {};
-        for (int row = 0; row < rows; ++row) weights[row] = patterns(block_row, row);
-        errors_.begin(weights, rows);
-        for (int64_t k = 0; k < matrix_.columns; ++k) {
-            if (k % format_.group_size == 0)
-                for (int row = 0; row < rows; ++row)
-                    errors_.set_scale(row, scale(block_row, row, k / format_.group_size));
-            for (int row = 0; row < rows; ++row) {
-                const int32_t bin = errors_.choose(row, k), pattern = weights[row][k];
-                put(row, k, true, pattern & 0x7fff, -(pattern >> 15), bin, errors_.start(row));
-            }
-            errors_.spread(k);
+    // Loads a group, finds its scale and returns how many true columns it has.
+    int set_scale(int64_t block_row, int row, int64_t g) {
+        const int64_t first = g * format_.group_size;
+        const int count = int(std::clamp<int64_t>(matrix_.columns - first, 0, format_.group_size));
+        load_group(group_, format_, patterns(block_row, row) + first, importance_ + first, count);
+        scale(block_row, row, g) =
+            format_.nested ? nested_scale(format_, group_, candidates_, choice_) : e3m0_scale(format_, group_, choice_);
+        return count;
+    }
+
+    void choose_group(int64_t block_row, int row, int64_t g) {
+        const int count = set_scale(block_row, row, g);
+        const uint16_t scale = this->scale(block_row, row, g);
+        const Bins start = speq::codec::bins(format_, scale);
+        choose(format_, group_, start, near_one(format_, group_, scale), choice_);
+        for (int i = 0; i < format_.group_size; ++i)
+            put(row, g * format_.group_size + i, i < count, group_.magnitude[i], group_.negative[i], choice_.bin[i],
+                start);
+    }
+
+    void put_group(int64_t block_row, int row, int64_t g) {
+        const int8_t* bins = bins_.data() + (block_row % kRowBlocksAtOnce * kRows + row) * matrix_.columns;
+        const Bins start = speq::codec::bins(format_, scale(block_row, row, g));
+        for (int64_t k = g * format_.group_size; k < (g + 1) * format_.group_size; ++k) {
+            const bool real = k < matrix_.columns;
+            const int32_t pattern = real ? patterns(block_row, row)[k] : 0;
+            put(row, k, real, pattern & 0x7fff, -(pattern >> 15), real ? bins[k] : -1, start);
         }
     }
 
@@ -137,13 +161,13 @@ class Encoder {
     const Matrix matrix_;
     const float* importance_;  // [groups * group_size]
     const std::span<const float> candidates_;
-    const Feedback feedback_;
     const Planes planes_;
     const TileLayout layout_;
     const int64_t padded_;  // columns
     std::vector<uint8_t> codes_;
     std::vector<uint16_t> residuals_;
-    ErrorFeedback errors_;
+    std::optional<ErrorFeedback> feedback_;
+    std::vector<int8_t> bins_;  // [kFeedbackRows, columns], with feedback
     Group group_;
     Choice choice_;
 };

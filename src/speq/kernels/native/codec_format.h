@@ -31,7 +31,8 @@ struct Format {
     std::array<int16_t, 16> levels;
     Bins table;  // T of e3m0
     decltype(Kernels::nearest_bins) nearest_bins;
-    decltype(Kernels::add_outer) add_outer;
+    decltype(Kernels::nearest_bins_of_rows) nearest_bins_of_rows;
+    decltype(Kernels::add_products) add_products;
 
     int residual_bytes() const { return kRows * (kColumns + kColumns * (residual_bits - 8) / 8); }
     int infinity() const { return bf16 ? 0x7f80 : 0x7c00; }

@@ -28,6 +28,15 @@ struct Drafts {
     float above[8], below[8];
 };
 
+// Rows of which error feedback is worked out together, and columns whose targets are summed up together.
+constexpr int kFeedbackRows = 32, kFeedbackColumns = 8;
+
+// Beginnings of bins and drafts where each row has a group of its own.
+struct RowBins {
+    int32_t start[8][kFeedbackRows];
+    float above[8][kFeedbackRows], below[8][kFeedbackRows];
+};
+
 // Attention works on chunks of the KV cache that begin at multiples of this many positions.
 constexpr int kAttentionChunk = 256;
 constexpr int kAttentionTokens = 16;  // at most, in one AttentionChunk
@@ -110,7 +119,11 @@ struct Kernels {
     // to the target, the lowest of equals; -1 (an escape, which drafts as code 0) if there is none.
     void (*nearest_bins)(const Candidates&, const int16_t* start, const Drafts&, int residual_bits, int32_t* bins,
                          float* values);
-    void (*add_outer)(const float* errors, const float* factors, int n, float* rows, size_t stride);
+    // The same for the weights of kFeedbackRows rows in one column.
+    void (*nearest_bins_of_rows)(const Candidates&, const RowBins&, int residual_bits, int32_t* bins, float* values);
+    // targets[c][r] += errors[j][r] * factors[j][c], for j = 0, 1, ... n - 1 in this order; kFeedbackRows by
+    // kFeedbackColumns targets.
+    void (*add_products)(const float* errors, const float* factors, int n, float* targets);
 };
 
 // Floats of scratch that exact_rows needs for so many tokens.

@@ -1,6 +1,7 @@
 // Builds the kernel table of one instruction set. Included once by each kernels_*.cpp, which is compiled for its set
 // and defines SPEQ_ISA, the namespace that keeps the copies apart.
 #pragma once
+#include "add_products.h"
 #include "attention.h"
 #include "draft.h"
 #include "exact.h"
@@ -70,7 +71,8 @@ inline Kernels make_kernels(const char* name) {
         .fold_attention = fold_attention,
         .finish_attention = finish_attention,
         .nearest_bins = nearest_bins,
-        .add_outer = add_outer,
+        .nearest_bins_of_rows = nearest_bins_of_rows,
+        .add_products = add_products,
     };
 }
 

@@ -34,18 +34,6 @@ inline void rotate(float* head, const float* cosine, const float* sine, int half
     }
 }
 
-// rows[r][i] += errors[r] * factors[i] for four rows, rounded twice as NumPy does it.
-inline void add_outer(const float* errors, const float* factors, int n, float* rows, size_t stride) {
-    int i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int r = 0; r < 4; ++r) {
-            float* at = rows + r * stride + i;
-            store(at, add(load(at), mul(broadcast(errors[r]), load(factors + i))));
-        }
-    for (; i < n; ++i)
-        for (int r = 0; r < 4; ++r) rows[r * stride + i] += errors[r] * factors[i];
-}
-
 // float32 to the FP16 of the KV cache, round to nearest even.
 inline void to_cache(const float* x, int width, uint16_t* out) {
     int i = 0;
