@@ -129,6 +129,14 @@ def product_error(x: np.ndarray, bits: np.ndarray, spec: Spec, feedback: Feedbac
     return float(np.square(x @ error.T).sum())
 
 
+def test_a_short_calibration_does_no_harm():
+    x = RNG.normal(0, 1, (1100, 512)).astype(np.float32)  # nothing is correlated but by chance
+    bits = from_float32(RNG.normal(0, 0.02, (64, 512)).astype(np.float32), "bf16")
+    spec = Spec.default("nested", "bf16", 64)
+    feedback = feedback_of(moments_of(x[:100], 512))
+    assert product_error(x[100:], bits, spec, feedback) < 1.5 * product_error(x[100:], bits, spec)
+
+
 def test_descent_makes_products_better(monkeypatch):
     x = activations(2000, 512)
     bits = from_float32(RNG.normal(0, 0.02, (64, 512)).astype(np.float32), "bf16")

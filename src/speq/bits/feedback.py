@@ -28,8 +28,9 @@ from speq.bits.bins import nearest_bin, nested_bins
 from speq.bits.floats import INFINITY_BITS, to_float32
 from speq.bits.spec import Spec
 
-DAMPING = 0.01
-"""Share of the mean diagonal that is added to the diagonal of M, so that it has a Cholesky factor."""
+DAMPING = 1.0
+"""Share of the mean diagonal that is added to the diagonal of M: the moments come from a few thousand tokens, and what
+only seems to be correlated in them must not be drafted for."""
 
 PASSES = 2
 """Of coordinate descent."""
