@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from speq.calibration.observe import BLOCK, observe
+from speq.calibration import observe as observe_module
+from speq.calibration.observe import block_width, observe
 from speq.calibration.samples import Sample
 
 SAMPLES = [
@@ -25,7 +26,8 @@ SAMPLES = [
     ],
     ids=lambda entries: entries["model_type"],
 )
-def test_moments_are_those_of_transformers(tiny_model, entries):
+def test_moments_are_those_of_transformers(tiny_model, entries, monkeypatch):
+    monkeypatch.setattr(observe_module, "WIDEST", 256)  # so that there are several blocks
     tiny = tiny_model(dtype="fp16", **entries)  # whose activations are not rounded
     inputs: dict[str, list[np.ndarray]] = {}
 
@@ -50,9 +52,10 @@ def test_moments_are_those_of_transformers(tiny_model, entries):
     assert found.keys() == inputs.keys()
     for name, parts in inputs.items():
         x = np.concatenate([part[sample.known :] for part, sample in zip(parts, SAMPLES, strict=True)])
-        assert found[name].shape == (-(-x.shape[1] // BLOCK), BLOCK, BLOCK)
+        width = block_width(x.shape[1])
+        assert found[name].shape == (-(-x.shape[1] // width), width, width)
         for i, block in enumerate(found[name]):
-            part = x[:, i * BLOCK : (i + 1) * BLOCK]
-            expected = np.zeros((BLOCK, BLOCK))
+            part = x[:, i * width : (i + 1) * width]
+            expected = np.zeros((width, width))
             expected[: part.shape[1], : part.shape[1]] = part.T @ part / len(x)
             np.testing.assert_allclose(block, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max())

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.calibration.observe import BLOCK, observe
+from speq.bits.feedback import DAMPING, PASSES
+from speq.calibration.observe import WIDEST, observe
 from speq.calibration.samples import LONGEST, read_samples, text_identity
 from speq.checkpoint.converted import Converted
 from speq.errors import SpeqError
@@ -18,7 +19,10 @@ from speq.models.tokenizer import Tokenizer
 class Calibration:
     """Activations on the text that comes with speq; a :class:`speq.checkpoint.recode.Calibration`."""
 
-    identity = f"{text_identity()}, {LONGEST} tokens, blocks of {BLOCK}"
+    identity = (
+        f"{text_identity()}, {LONGEST} tokens, blocks of up to {WIDEST}, damping {DAMPING:g}, "
+        f"{PASSES} passes of descent"
+    )
 
     def refusal(self, model: Converted) -> str | None:
         """Why this model cannot be calibrated, or None."""

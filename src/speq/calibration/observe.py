@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speq.bits.tensor import COLUMNS
 from speq.calibration.samples import Sample
 from speq.kernels import functional as F
 from speq.kernels.native import NativeStep
@@ -21,8 +22,8 @@ from speq.models.cache import KVCache
 from speq.models.config import model_config
 from speq.models.decoder import build_program
 
-BLOCK = 256
-"""Columns whose moments with each other are kept."""
+WIDEST = 2048
+"""Columns whose moments with each other are kept, at most."""
 
 STREAM = "hidden"
 
@@ -42,19 +43,21 @@ def observe(
         threads: of the kernels.
 
     Yields:
-        For each segment the moments of its matrices by name: float32 ``[blocks, BLOCK, BLOCK]``, E[x x^T] of BLOCK
-        inputs each, zero where the last block has no columns. Matrices that share their input share the array.
+        For each segment the moments of its matrices by name: float32 ``[blocks, width, width]``, E[x x^T] of
+        ``block_width(columns)`` inputs each, zero where the last block has no columns. Matrices that share their input
+        share the array.
     """
     described = model_config(config)
     program = build_program(described)
     longest = max(len(sample.tokens) for sample in samples)
+    starts = np.cumsum([0, *(len(sample.tokens) - sample.known for sample in samples)])
     cache = KVCache(described.layers, described.kv_heads, longest, described.head_dim)
     step = NativeStep(program, weights, cache, longest, threads=threads)
     stream = step.buffer(STREAM)
     saved = [stream[: len(sample.tokens)].copy() for sample in samples]
     for first, last in _segments(program):
-        inputs: dict[int, list[NDArray[np.float32]]] = {}
-        for sample, hidden in zip(samples, saved, strict=True):
+        inputs: dict[int, NDArray[np.float32]] = {}
+        for sample, hidden, start in zip(samples, saved, starts, strict=False):
             count = len(sample.tokens)
             stream[:count] = hidden
             for index in range(first, last):
@@ -63,12 +66,20 @@ def observe(
                     x = step.buffer(op.x)[sample.known : count]
                     if op.norm is not None:
                         x = F.rms_norm(x, _vector(weights, op.norm.weight), op.norm.eps)
-                    inputs.setdefault(index, []).append(x.copy())
+                    if index not in inputs:
+                        inputs[index] = np.empty((starts[-1], x.shape[1]), np.float32)
+                    inputs[index][start : start + len(x)] = x
                 if not isinstance(op, Head):
                     step.run_one(index, sample.tokens)
             hidden[:] = stream[:count]
-        moments = {index: _moments(np.concatenate(parts)) for index, parts in inputs.items()}
-        yield {name: moments[index] for index in inputs for name in _matrices(program.ops[index])}
+        moments = {index: _moments(inputs.pop(index)) for index in list(inputs)}
+        yield {name: moments[index] for index in moments for name in _matrices(program.ops[index])}
+
+
+def block_width(columns: int) -> int:
+    """Columns of a block: as few blocks as there can be, of equal width, in whole tiles."""
+    blocks = -(-columns // WIDEST)
+    return -(-columns // (blocks * COLUMNS)) * COLUMNS
 
 
 def _segments(program: StepProgram) -> Iterator[tuple[int, int]]:
@@ -82,12 +93,14 @@ def _segments(program: StepProgram) -> Iterator[tuple[int, int]]:
 
 def _moments(x: NDArray[np.float32]) -> Moments:
     """Means of x x^T over ``[tokens, columns]`` in blocks of columns."""
-    blocks = -(-x.shape[1] // BLOCK)
-    padded = np.zeros((blocks, len(x), BLOCK), np.float32)
-    for i, block in enumerate(padded):
-        part = x[:, i * BLOCK : (i + 1) * BLOCK]
-        block[:, : part.shape[1]] = part
-    return np.asarray(np.matmul(padded.transpose(0, 2, 1), padded) / np.float32(len(x)))
+    width = block_width(x.shape[1])
+    moments = np.zeros((-(-x.shape[1] // width), width, width), np.float32)
+    for i, block in enumerate(moments):
+        part = x[:, i * width : (i + 1) * width]
+        used = part.shape[1]
+        block[:used, :used] = part.T @ part  # a matrix times its own transpose takes half the time
+    moments /= np.float32(len(x))
+    return moments
 
 
 def _matrices(op: Any) -> tuple[str, ...]:
