@@ -140,11 +140,14 @@ class NativeStep:
 
     def _matrix(self, name: str) -> int:
         if name not in self._matrices:
-            tensor = self._weights[name]
-            if not isinstance(tensor, SplitTensor):
-                raise TypeError(f"{name} must be a split matrix")
-            self._matrices[name] = self._step.add_matrix(matrix(tensor))
+            self._matrices[name] = self._step.add_matrix(matrix(self._split(name)))
         return self._matrices[name]
+
+    def _split(self, name: str) -> SplitTensor:
+        tensor = self._weights[name]
+        if not isinstance(tensor, SplitTensor):
+            raise TypeError(f"{name} must be a split matrix")
+        return tensor
 
     def _vector(self, name: str) -> NDArray[np.float32]:
         if name not in self._vectors:
@@ -174,7 +177,7 @@ class NativeStep:
             step.linear(buffers[op.x], self._norm(op.norm), parts, buffers[op.out], op.accumulate)
         elif isinstance(op, GatedLinear):
             gate, up = self._matrix(op.gate), self._matrix(op.up)
-            if self._weights[op.gate].spec.dtype != self._weights[op.up].spec.dtype:  # type: ignore[union-attr]
+            if self._split(op.gate).spec.dtype != self._split(op.up).spec.dtype:
                 raise SpeqError(f"{op.gate} and {op.up} differ in dtype; convert the checkpoint with --dtype")
             step.gated_linear(buffers[op.x], self._norm(op.norm), gate, up, buffers[op.out])
         elif isinstance(op, Rotary):

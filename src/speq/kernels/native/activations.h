@@ -1,8 +1,8 @@
 // The activations of an exact product, made ready once for all rows that they meet.
 //
 // A BF16 matrix is multiplied with activations rounded to BF16 (to nearest, ties to even; sums are float32), as BF16
-// models are usually run; every product of two such numbers is exact in float32. An FP16
-// matrix is multiplied with the float32 activations as they are.
+// models are usually run; every product of two such numbers is exact in float32. An FP16 matrix is multiplied with the
+// float32 activations as they are.
 #pragma once
 #include "kernels.h"
 #include "simd.h"

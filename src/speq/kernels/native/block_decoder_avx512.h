@@ -70,9 +70,7 @@ SPEQ_INLINE Pair<DType::bf16>::Weights bf16_pair(__m512i weights) {
 #if SPEQ_AVX512BF16
     return {weights};
 #else
-    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    return {Wide{_mm512_castsi512_ps(_mm512_slli_epi32(weights, 16))},
-            Wide{_mm512_castsi512_ps(_mm512_and_si512(weights, upper))}};
+    return widen_bf16(weights);
 #endif
 }
 SPEQ_INLINE FloatPair fp16_pair(__m512i weights) {

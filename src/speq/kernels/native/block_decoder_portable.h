@@ -17,11 +17,7 @@ class TableMaker {
     Table make(const uint16_t* scale) const {
         Table t;
         for (int c = 0; c < 8; ++c) {
-            uint16_t base = weight_.table[c];
-            if constexpr (F::table_per_group) {
-                const uint16_t edge = truncate_to<F::dtype>(weight_.edges[c] * bf16_to_float(*scale));
-                base = edge > weight_.drops[c] ? static_cast<uint16_t>(edge - weight_.drops[c]) : 0;
-            }
+            const uint16_t base = weight_.bin_begin<F::dtype>(c, bf16_to_float(*scale));
             t.bits[c] = base;
             t.bits[8 + c] = static_cast<uint16_t>(base | 0x8000u);
         }

@@ -28,6 +28,17 @@ struct Pair {
     static SPEQ_INLINE FloatPair widen(const Weights& w) { return w; }
 };
 
+#if SPEQ_AVX512
+
+// Of 32-bit lanes with column l in the lower half and l + 8 in the upper.
+SPEQ_INLINE FloatPair widen_bf16(__m512i lanes) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return {Wide{_mm512_castsi512_ps(_mm512_slli_epi32(lanes, 16))},
+            Wide{_mm512_castsi512_ps(_mm512_and_si512(lanes, upper))}};
+}
+
+#endif
+
 #if SPEQ_AVX512BF16
 
 // Both columns of a lane in its 32 bits, column l in the lower half.
@@ -47,11 +58,7 @@ struct Pair<DType::bf16> {
     }
     static SPEQ_INLINE Weights load(const float* p) { return {_mm512_loadu_si512(p)}; }
     static SPEQ_INLINE void store(float* p, const Weights& w) { _mm512_storeu_si512(p, w.v); }
-    static SPEQ_INLINE FloatPair widen(const Weights& w) {
-        const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-        return {Wide{_mm512_castsi512_ps(_mm512_slli_epi32(w.v, 16))},
-                Wide{_mm512_castsi512_ps(_mm512_and_si512(w.v, upper))}};
-    }
+    static SPEQ_INLINE FloatPair widen(const Weights& w) { return widen_bf16(w.v); }
 };
 
 #endif

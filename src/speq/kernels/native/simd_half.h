@@ -6,23 +6,6 @@ namespace speq::SPEQ_ISA {
 
 #if SPEQ_AVX2
 
-// Eight 16-bit floats as float32.
-template <DType D>
-SPEQ_INLINE Vec8 widen(const uint16_t* p) {
-    if constexpr (D == DType::fp16) return load_fp16(p);
-    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))};
-}
-// max(0, truncate_to<D>(a) - drop) as a 16-bit float, widened.
-template <DType D>
-SPEQ_INLINE Vec8 bin_begin(Vec8 a, uint16_t drop) {
-    if constexpr (D == DType::fp16) {
-        const __m128i bits = _mm256_cvtps_ph(a.v, _MM_FROUND_TO_ZERO);
-        return {_mm256_cvtph_ps(_mm_subs_epu16(bits, _mm_set1_epi16(static_cast<short>(drop))))};
-    }
-    const __m256i bits = _mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(a.v), 16), _mm256_set1_epi32(drop));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_max_epi32(bits, _mm256_setzero_si256()), 16))};
-}
 // out[j * stride + i] = rows[i][d + j] as float32, for 16 rows and 8 columns
 SPEQ_INLINE void transpose_fp16(const uint16_t* const (&rows)[16], int d, float* out, int stride) {
     __m256i a[8], b[8];
@@ -54,17 +37,6 @@ SPEQ_INLINE void transpose_fp16(const uint16_t* const (&rows)[16], int d, float*
 
 #else
 
-template <DType D>
-SPEQ_INLINE Vec8 widen(const uint16_t* p) {
-    return lanes([&](int i) { return to_float<D>(p[i]); });
-}
-template <DType D>
-SPEQ_INLINE Vec8 bin_begin(Vec8 a, uint16_t drop) {
-    return lanes([&](int i) {
-        const uint16_t bits = truncate_to<D>(a.v[i]);
-        return to_float<D>(bits > drop ? static_cast<uint16_t>(bits - drop) : 0);
-    });
-}
 SPEQ_INLINE void transpose_fp16(const uint16_t* const (&rows)[16], int d, float* out, int stride) {
     for (int j = 0; j < 8; ++j)
         for (int i = 0; i < 16; ++i) out[j * stride + i] = fp16_to_float(rows[i][d + j]);

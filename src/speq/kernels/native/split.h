@@ -36,6 +36,13 @@ struct SplitWeight {
     // Block b has scales of group b >> group_shift() (groups of 32: of two groups, 2 b and 2 b + 1).
     int group_shift() const { return group_size == 128 ? 1 : 0; }
     size_t residual_tile() const { return kRowsPerBlock * (kBlock + (residual_bits == 12 ? 32 : 16)); }
+    // T[c] of a group with this scale.
+    template <DType D>
+    uint16_t bin_begin(int c, float scale) const {
+        if (!table_per_group) return table[c];
+        const uint16_t edge = truncate_to<D>(edges[c] * scale);
+        return edge > drops[c] ? static_cast<uint16_t>(edge - drops[c]) : uint16_t{0};
+    }
     const uint8_t* codes_at(int row_block, int block) const {
         return codes + (static_cast<size_t>(row_block) * blocks() + block) * (kRowsPerBlock * kBlock / 2);
     }
