@@ -14,19 +14,54 @@
 
 namespace speq::SPEQ_ISA {
 
-// One block of rows row..row + kWideRows - 1 with the tables of their groups; `scales` points at the row block's
-// scales.
-template <class F, class Emit>
-SPEQ_INLINE void decode_block(const TableMaker<F>& maker, const uint16_t* scales, int group_shift, const uint8_t* codes,
-                              const uint8_t* tile, int block, int row, Emit&& emit) {
-    if constexpr (F::table_per_group && F::halves) {
-        const Table first = maker.make(scales + 2 * block * kRowsPerBlock + row);
-        const Table second = maker.make(scales + (2 * block + 1) * kRowsPerBlock + row);
-        decode_block<F>(codes, tile, row, first, second, emit);
-    } else {
-        const Table table = maker.make(scales + (block >> group_shift) * kRowsPerBlock + row);
-        decode_block<F>(codes, tile, row, table, table, emit);
+// The tables of some vectors of rows of a row block, for a strip of blocks. Those of several vectors are made before
+// the first block is decoded: a table is the end of a long chain of instructions, for which the decoder would have to
+// wait.
+template <class F, int Wides = kWides>
+class TableStrip {
+  public:
+    static constexpr int kBlocks = 16;
+
+    SPEQ_INLINE explicit TableStrip(const SplitWeight& w) : maker_(w), group_shift_(w.group_shift()) {}
+
+    // For blocks first..last-1, at most kBlocks, and vectors of rows from `wide` on of the row block whose scales these
+    // are.
+    SPEQ_INLINE void fill(const uint16_t* scales, int wide, int first, int last) {
+        first_wide_ = wide;
+        first_group_ = group(first);
+        scales_ = scales + static_cast<size_t>(first_group_) * kRowsPerBlock + wide * kWideRows;
+        if constexpr (kAhead)
+            for (int g = 0; g < group(last - 1) + kPerBlock - first_group_; ++g) {
+                prefetch(scales_ + (g + kGroupsAhead) * kRowsPerBlock);
+                maker_.make(scales_ + g * kRowsPerBlock, tables_[g]);
+            }
     }
-}
+
+    // Of a vector of rows in a half of a block.
+    SPEQ_INLINE decltype(auto) at(int block, int half, int wide) const {
+        const int g = group(block) - first_group_ + (F::halves ? half : 0);
+        if constexpr (!F::table_per_group) {
+            return maker_.constant(wide);
+        } else if constexpr (kAhead) {
+            return (tables_[g][wide - first_wide_]);
+        } else {
+            Table table[1];
+            maker_.make(scales_ + g * kRowsPerBlock, table);
+            return Table{table[0]};
+        }
+    }
+
+  private:
+    static constexpr bool kAhead = F::table_per_group && Wides > 1;
+    static constexpr int kPerBlock = F::halves ? 2 : 1;
+    static constexpr int kGroupsAhead = 2 * kPerBlock * kBlocks;
+
+    SPEQ_INLINE int group(int block) const { return F::halves ? 2 * block : block >> group_shift_; }
+
+    TableMaker<F> maker_;
+    const uint16_t* scales_ = nullptr;
+    int group_shift_, first_group_ = 0, first_wide_ = 0;
+    Table tables_[kAhead ? kPerBlock * kBlocks : 1][Wides];
+};
 
 }  // namespace speq::SPEQ_ISA

@@ -20,8 +20,15 @@ class TableMaker {
         if constexpr (!F::table_per_group)
             constant_ = spread(_mm_load_si128(reinterpret_cast<const __m128i*>(w.table)));
     }
+    // Of some rows, whose scales of a group stand at `scales`.
+    template <int Rows>
+    SPEQ_INLINE void make(const uint16_t* scales, Table (&out)[Rows]) const {
+        unroll<Rows>([&](auto r) SPEQ_LAMBDA { out[r] = make(scales + r); });
+    }
+    const Table& constant(int) const { return constant_; }
+
+  private:
     SPEQ_INLINE Table make(const uint16_t* scale) const {
-        if constexpr (!F::table_per_group) return constant_;
         const __m256 t = _mm256_mul_ps(edges_, _mm256_set1_ps(bf16_to_float(*scale)));
         if constexpr (F::dtype == DType::fp16) {
             return spread(_mm_subs_epu16(_mm256_cvtps_ph(t, _MM_FROUND_TO_ZERO), drops16_));
@@ -36,8 +43,6 @@ class TableMaker {
             return {low, _mm256_or_si256(high, sign())};
         }
     }
-
-  private:
     static SPEQ_INLINE __m256i sign() {
         return _mm256_setr_epi64x(0, static_cast<long long>(0x8080808080808080ull), 0,
                                   static_cast<long long>(0x8080808080808080ull));

@@ -11,58 +11,66 @@ struct Table {
         high;  // byte i: low / high byte of sign << 15 | T[c] for code i; a row's table in both of its 128-bit lanes
 };
 
-// The BF16 scales of two neighbouring rows as float32, eight lanes each.
-SPEQ_INLINE __m512 row_scales(const uint16_t* scales) {
-    int both;
-    std::memcpy(&both, scales, sizeof both);
-    const __m512i shift = _mm512_setr_epi32(16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0);
-    const __m512i bits = _mm512_sllv_epi32(_mm512_set1_epi32(both), shift);
-    return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+// The BF16 scales of rows 2 pair and 2 pair + 1 of four as float32, eight lanes each.
+template <int Pair>
+SPEQ_INLINE __m512 row_scales(__m512i four) {
+    constexpr int z = 0x80808080, a = 4 * Pair;
+    constexpr int row0 = (a + 1) << 24 | a << 16 | (z & 0xffff), row1 = (a + 3) << 24 | (a + 2) << 16 | (z & 0xffff);
+    const __m512i pick = _mm512_setr_epi32(row0, row0, row0, row0, row0, row0, row0, row0,  //
+                                           row1, row1, row1, row1, row1, row1, row1, row1);
+    return _mm512_castsi512_ps(_mm512_shuffle_epi8(four, pick));
+}
+
+// The scales of a row block's four rows, in every 64 bits.
+SPEQ_INLINE __m512i four_scales(const uint16_t* scales) {
+    long long four;
+    std::memcpy(&four, scales, sizeof four);
+    return _mm512_set1_epi64(four);
 }
 
 template <class F>
 class TableMaker {
   public:
     SPEQ_INLINE explicit TableMaker(const SplitWeight& w) : edges_(_mm512_broadcast_f32x8(_mm256_load_ps(w.edges))) {
-        const __m128i drops = _mm_load_si128(reinterpret_cast<const __m128i*>(w.drops));
-        drops16_ = _mm256_broadcastsi128_si256(drops);
-        drops32_ = _mm512_slli_epi32(_mm512_cvtepu16_epi32(drops16_), 16);
+        drops_ = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(w.drops)));
         if constexpr (!F::table_per_group)
-            constant_ = spread(_mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(w.table))));
+            spread(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(w.table))), constant_);
     }
-    // Of the rows whose scales stand at scales[0..1].
-    SPEQ_INLINE Table make(const uint16_t* scales) const {
-        if constexpr (!F::table_per_group) return constant_;
-        const __m512 t = _mm512_mul_ps(edges_, row_scales(scales));
+    // Of the four rows of a row block, whose scales of a group stand at `scales`.
+    SPEQ_INLINE void make(const uint16_t* scales, Table (&out)[kWides]) const {
+        const __m512i four = four_scales(scales);
+        const __m512 a = _mm512_mul_ps(edges_, row_scales<0>(four)), b = _mm512_mul_ps(edges_, row_scales<1>(four));
+        __m512i t;  // eight 16-bit entries for each row, one row in each 128-bit lane
         if constexpr (F::dtype == DType::fp16) {
-            return spread(_mm256_subs_epu16(_mm512_cvtps_ph(t, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC), drops16_));
+            const auto to_fp16 = [](__m512 v)
+                                     SPEQ_LAMBDA { return _mm512_cvtps_ph(v, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); };
+            t = _mm512_inserti64x4(_mm512_castsi256_si512(to_fp16(a)), to_fp16(b), 1);
         } else {
-            __m512i i = _mm512_sub_epi32(_mm512_castps_si512(t), drops32_);
-            i = _mm512_max_epi32(i, _mm512_setzero_si512());
-            const __m128i pick = _mm_setr_epi8(3, 7, 11, 15, 2, 6, 10, 14, -1, -1, -1, -1, -1, -1, -1, -1);
-            i = _mm512_shuffle_epi8(i, _mm512_broadcast_i32x4(pick));
-            const __m512i low = _mm512_setr_epi32(1, 5, 1, 5, 1, 5, 1, 5, 9, 13, 9, 13, 9, 13, 9, 13);
-            const __m512i high = _mm512_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4, 8, 12, 8, 12, 8, 12, 8, 12);
-            return {_mm512_permutexvar_epi32(low, i), _mm512_or_si512(_mm512_permutexvar_epi32(high, i), sign())};
+            t = _mm512_permutex2var_epi16(_mm512_castps_si512(a), _mm512_load_si512(kUpper), _mm512_castps_si512(b));
         }
+        spread(_mm512_subs_epu16(t, drops_), out);
     }
+    const Table& constant(int wide) const { return constant_[wide]; }
 
   private:
-    static SPEQ_INLINE __m512i sign() {
-        return _mm512_broadcast_i32x4(_mm_set_epi64x(static_cast<long long>(0x8080808080808080ull), 0));
-    }
-    // t: eight 16-bit entries for each row, one row in each lane.
-    static SPEQ_INLINE Table spread(__m256i t) {
+    // The upper halves of the floats of two vectors.
+    alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                        33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    static SPEQ_INLINE void spread(__m512i t, Table (&out)[kWides]) {
         const __m128i pick = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-        const __m512i bytes = _mm512_castsi256_si512(_mm256_shuffle_epi8(t, _mm256_broadcastsi128_si256(pick)));
-        const __m512i low = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2), bytes);
-        const __m512i high = _mm512_permutexvar_epi64(_mm512_setr_epi64(1, 1, 1, 1, 3, 3, 3, 3), bytes);
-        return {low, _mm512_or_si512(high, sign())};
+        const __m512i sign = _mm512_broadcast_i32x4(_mm_set_epi64x(static_cast<long long>(0x8080808080808080ull), 0));
+        const __m512i bytes = _mm512_shuffle_epi8(t, _mm512_broadcast_i32x4(pick));
+        unroll<kWides>([&](auto i) SPEQ_LAMBDA {
+            constexpr int a = 4 * i, b = a + 2;
+            out[i].low = _mm512_permutexvar_epi64(_mm512_setr_epi64(a, a, a, a, b, b, b, b), bytes);
+            const __m512i high = _mm512_permutexvar_epi64(
+                _mm512_setr_epi64(a + 1, a + 1, a + 1, a + 1, b + 1, b + 1, b + 1, b + 1), bytes);
+            out[i].high = _mm512_or_si512(high, sign);
+        });
     }
     __m512 edges_;
-    __m256i drops16_;
-    __m512i drops32_;
-    Table constant_{};
+    __m512i drops_;
+    Table constant_[kWides] = {};
 };
 
 // Column l of a row's eight lanes in the lower 16 bits, column l + 8 in the upper.

@@ -13,19 +13,28 @@ struct Table {
 template <class F>
 class TableMaker {
   public:
-    explicit TableMaker(const SplitWeight& w) : weight_(w) {}
-    Table make(const uint16_t* scale) const {
+    explicit TableMaker(const SplitWeight& w) : weight_(w) {
+        if constexpr (!F::table_per_group) constant_ = make(uint16_t{0});
+    }
+    // Of some rows, whose scales of a group stand at `scales`.
+    template <int Rows>
+    void make(const uint16_t* scales, Table (&out)[Rows]) const {
+        for (int r = 0; r < Rows; ++r) out[r] = make(scales[r]);
+    }
+    const Table& constant(int) const { return constant_; }
+
+  private:
+    Table make(uint16_t scale) const {
         Table t;
         for (int c = 0; c < 8; ++c) {
-            const uint16_t base = weight_.bin_begin<F::dtype>(c, bf16_to_float(*scale));
+            const uint16_t base = weight_.bin_begin<F::dtype>(c, bf16_to_float(scale));
             t.bits[c] = base;
             t.bits[8 + c] = static_cast<uint16_t>(base | 0x8000u);
         }
         return t;
     }
-
-  private:
     const SplitWeight& weight_;
+    Table constant_{};
 };
 
 // Column within its half of the block whose code stands in byte b of the draft plane; see docs/formats.md.

@@ -2,10 +2,18 @@
 // only fast; still it gives the same bits on every path.
 //
 // Codes become unsigned bytes level + 64 in 0..128; activations are int8 in -127..127, so that two products fit an
-// int16 (2 * 128 * 127 = 32512), which is how far the AVX2 multiply-add goes before widening. The 64 is taken back a
-// group at a time.
+// int16 (2 * 128 * 127 = 32512), which is how far the AVX2 multiply-add goes before widening. Sums begin at what takes
+// the 64 back.
 #pragma once
 #include "simd.h"
+
+namespace speq::SPEQ_ISA {
+
+// How far ahead the planes are asked for.
+constexpr int kCodesAhead = 4096;  // bytes, 32 blocks
+constexpr int kScalesAhead = 256;  // scales, 64 groups
+
+}  // namespace speq::SPEQ_ISA
 
 #if SPEQ_AVX512
 #include "draft_avx512.h"

@@ -11,27 +11,24 @@ void draft_rows(const SplitWeight& w, const DraftRow& x, int begin, int end, flo
     for (int rb = begin; rb < end; ++rb, y += kRowsPerBlock) {
         for (int r = 0; r < kRowsPerBlock; ++r) {
             Vec8 acc = zero();
-            float offset = 0.0f;
             for (int b = 0; b < blocks; ++b) {
                 const uint8_t* codes = w.codes_at(rb, b) + 32 * r;
                 int dot[2][8] = {};
                 for (int i = 0; i < 32; ++i) {
-                    dot[0][i / 4] += (w.levels[codes[i] & 15] + 64) * x.values[b * kBlock + i];
-                    dot[1][i / 4] += (w.levels[codes[i] >> 4] + 64) * x.values[b * kBlock + 32 + i];
+                    dot[0][i / 4] += w.levels[codes[i] & 15] * x.values[b * kBlock + i];
+                    dot[1][i / 4] += w.levels[codes[i] >> 4] * x.values[b * kBlock + 32 + i];
                 }
                 for (int half = 0; half < (F::halves ? 2 : 1); ++half) {
                     const int group = F::halves ? 2 * b + half : b >> shift;
                     const float scale =
                         bf16_to_float(w.scales_at(rb)[group * kRowsPerBlock + r]) * x.scales[2 * b + half];
-                    const float o = F::halves ? x.offsets[2 * b + half] : x.offsets[2 * b] + x.offsets[2 * b + 1];
-                    offset = std::fma(scale, o, offset);
                     float d[8];
                     for (int l = 0; l < 8; ++l)
                         d[l] = static_cast<float>(F::halves ? dot[half][l] : dot[0][l] + dot[1][l]);
                     acc = fma(load(d), broadcast(scale), acc);
                 }
             }
-            y[r] = sum(acc) + offset;
+            y[r] = sum(acc);
         }
     }
 }

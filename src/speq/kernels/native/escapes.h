@@ -15,25 +15,26 @@ class Escapes {
     // Adds to y[token][4] of a row block for few tokens, whose activations stand by column.
     SPEQ_INLINE void add(int row_block, const float* columns, int tokens, float* y) const {
         const int width = column_width(tokens);
-        each_row(row_block, [&](int r, uint32_t first, uint32_t last) SPEQ_LAMBDA {
-            if (tokens == 1) {
+        prefetch_after(row_block);
+        if (tokens == 1) {
+            each_row(row_block, [&](int r, uint32_t first, uint32_t last) SPEQ_LAMBDA {
                 float sum = 0;
                 for (uint32_t e = first; e < last; ++e)
                     sum = std::fma(w_.escape_deltas[e], columns[w_.escape_columns[e]], sum);
                 y[r] += sum;
-                return;
-            }
-            for (int t = 0; t < tokens; t += 8) {
-                Vec8 sum = zero();
+            });
+            return;
+        }
+        for (int t = 0; t < tokens; t += 8) {
+            Vec8 sums[kRowsPerBlock] = {zero(), zero(), zero(), zero()};
+            each_row(row_block, [&](int r, uint32_t first, uint32_t last) SPEQ_LAMBDA {
                 for (uint32_t e = first; e < last; ++e) {
                     const float* x = columns + static_cast<size_t>(w_.escape_columns[e]) * width + t;
-                    sum = fma(broadcast(w_.escape_deltas[e]), load(x), sum);
+                    sums[r] = fma(broadcast(w_.escape_deltas[e]), load(x), sums[r]);
                 }
-                float sums[8];
-                store(sums, sum);
-                for (int m = 0; m < std::min(8, tokens - t); ++m) y[(t + m) * kRowsPerBlock + r] += sums[m];
-            }
-        });
+            });
+            if (any(row_block)) add_transposed(sums, std::min(8, tokens - t), y + t * kRowsPerBlock);
+        }
     }
 
     // The same for any number of tokens, whose activations stand in prepared rows.
@@ -65,12 +66,26 @@ class Escapes {
     }
 
   private:
-    // f(row in the block, its escapes first..last-1) for rows that have any.
+    const uint32_t* ends(int row_block) const {
+        return w_.escape_rows + static_cast<size_t>(row_block) * kRowsPerBlock;
+    }
+    bool any(int row_block) const { return ends(row_block)[0] != ends(row_block)[kRowsPerBlock]; }
+
+    // f(row in the block, its escapes first..last-1) for all rows of a block that has any.
     template <class Do>
     SPEQ_INLINE void each_row(int row_block, Do&& f) const {
-        const uint32_t* ends = w_.escape_rows + static_cast<size_t>(row_block) * kRowsPerBlock;
-        for (int r = 0; r < kRowsPerBlock; ++r)
-            if (ends[r] != ends[r + 1]) f(r, ends[r], ends[r + 1]);
+        if (!any(row_block)) return;
+        const uint32_t* at = ends(row_block);
+        unroll<kRowsPerBlock>([&](auto r) SPEQ_LAMBDA { f(r, at[r], at[r + 1]); });
+    }
+
+    // Asks for the escapes of row blocks to come.
+    SPEQ_INLINE void prefetch_after(int row_block) const {
+        const uint32_t here = ends(row_block)[0], next = ends(row_block)[kRowsPerBlock];
+        const uint32_t ahead = next + (next - here);
+        prefetch(w_.escape_deltas + ahead);
+        prefetch(w_.escape_deltas + ahead + 16);
+        prefetch(w_.escape_columns + ahead);
     }
 
     const SplitWeight& w_;

@@ -4,19 +4,22 @@
 
 namespace speq::SPEQ_ISA {
 
-constexpr int kWides = kRowsPerBlock / kWideRows;  // vectors of rows in a row block
-
 template <class F>
 class ExactBlocks {
   public:
-    SPEQ_INLINE explicit ExactBlocks(const SplitWeight& w) : w_(w), maker_(w), group_shift_(w.group_shift()) {}
+    SPEQ_INLINE explicit ExactBlocks(const SplitWeight& w) : w_(w) {}
 
     int count() const { return w_.blocks(); }
 
-    // emit(j, weights of columns 16j..16j+15) for rows r..r + kWideRows - 1 of block b of a row block.
-    template <class Emit>
-    SPEQ_INLINE void decode(int rb, int b, int r, const uint16_t* scales, Emit&& emit) const {
-        decode_block<F>(maker_, scales, group_shift_, w_.codes_at(rb, b), residual_at(rb, b), b, r, emit);
+    // emit(j, weights of columns 16j..16j+15) for a vector of rows of block b of the row block that `tables` are for.
+    template <int Wides, class Emit>
+    SPEQ_INLINE void decode(int rb, int b, int wide, const TableStrip<F, Wides>& tables, Emit&& emit) const {
+        const uint8_t *codes = w_.codes_at(rb, b), *residual = residual_at(rb, b);
+        const Table& first = tables.at(b, 0, wide);
+        if constexpr (F::halves)
+            decode_block<F>(codes, residual, wide * kWideRows, first, tables.at(b, 1, wide), emit);
+        else
+            decode_block<F>(codes, residual, wide * kWideRows, first, first, emit);
     }
 
     // Asks for the planes of a block; those beyond the end of a row are the next row block's. The planes are read once
@@ -35,8 +38,6 @@ class ExactBlocks {
     }
 
     const SplitWeight& w_;
-    TableMaker<F> maker_;
-    int group_shift_;
 };
 
 }  // namespace speq::SPEQ_ISA

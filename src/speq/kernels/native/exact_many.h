@@ -6,6 +6,7 @@
 #include "escapes.h"
 #include "exact_blocks.h"
 #include "many_scratch.h"
+#include "row_sums.h"
 
 namespace speq::SPEQ_ISA {
 
@@ -41,8 +42,9 @@ class ManyTokens {
             }
             for (int g = 0; g < group; ++g, y += static_cast<size_t>(tokens_) * kRowsPerBlock) {
                 const float* acc = s_.acc + g * block_accumulators();
-                for (int at = 0; at < tokens_ * kRowsPerBlock; at += kWideRows)
-                    wide_sum(wide_load(acc + at * 8), y + at);
+                int token = 0;
+                for (; token + 4 <= tokens_; token += 4) sum_tokens<4>(acc, token, y);
+                for (; token < tokens_; ++token) sum_tokens<1>(acc, token, y);
                 if (gather)
                     escapes_.add_gathered(rb + g, escapes[0], s_.gathered, ManyScratch::padded(tokens_), tokens_,
                                           s_.sums, y);
@@ -67,12 +69,13 @@ class ManyTokens {
     };
 
     SPEQ_INLINE void decode(const Strip& s) const {
-        const uint16_t* scales = w_.scales_at(s.rb);
+        TableStrip<F> tables(w_);
+        tables.fill(w_.scales_at(s.rb), 0, s.first, s.last);
         float* out = s.weights;
         for (int b = s.first; b < s.last; ++b, out += kBlockFloats) {
             prefetch_next(s, b);
             unroll<kWides>([&](auto i) SPEQ_LAMBDA {
-                blocks_.decode(s.rb, b, i * kWideRows, scales,
+                blocks_.decode(s.rb, b, i, tables,
                                [&](auto j, auto w) SPEQ_LAMBDA { P::store(out + (j * kWides + i) * P::kFloats, w); });
             });
         }
@@ -118,6 +121,15 @@ class ManyTokens {
         }
         each<M>([&](auto i, auto m)
                     SPEQ_LAMBDA { wide_store(home + (m * kRowsPerBlock + i * kWideRows) * 8, a[i][m]); });
+    }
+
+    // Of tokens token..token + M - 1.
+    template <int M>
+    static SPEQ_INLINE void sum_tokens(const float* acc, int token, float* y) {
+        const size_t first = static_cast<size_t>(token) * kRowsPerBlock;
+        sum_rows<M>([&](auto i, auto m)
+                        SPEQ_LAMBDA { return wide_load(acc + (first + m * kRowsPerBlock + i * kWideRows) * 8); },
+                    y + first);
     }
 
     template <int M, class Do>

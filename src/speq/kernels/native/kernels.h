@@ -11,9 +11,9 @@ namespace speq {
 // One token's activations for the draft product, in the byte order of the draft plane, quantised with one scale per 64
 // columns (per 32 where groups are that small).
 struct DraftRow {
-    int8_t* values;  // [padded columns]
-    float* scales;   // [padded columns / 32], divided by the 64 of the levels
-    float* offsets;  // [padded columns / 32]: -64 * sum of the half block's values
+    int8_t* values;    // [padded columns]
+    float* scales;     // [padded columns / 32], divided by the 64 of the levels
+    int32_t* offsets;  // [block][half, where groups are that small][8]: -64 * sum of a lane's values
 };
 
 // Weights that look for a bin: magnitudes as integers, -1 or 0 for negative or not, and the value to come near.

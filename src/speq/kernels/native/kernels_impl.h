@@ -28,15 +28,17 @@ auto with_format(const SplitWeight& w, F&& f) {
 // The exact values of one row, padded columns included.
 template <class F>
 void decode_row(const SplitWeight& w, int row, float* out) {
-    const TableMaker<F> maker(w);
+    const ExactBlocks<F> blocks(w);
+    TableStrip<F> tables(w);
     const int rb = row / kRowsPerBlock, r = row % kRowsPerBlock;
-    for (int b = 0; b < w.blocks(); ++b)
-        decode_block<F>(maker, w.scales_at(rb), w.group_shift(), w.codes_at(rb, b), w.residual_at(rb, b), b,
-                        r / kWideRows * kWideRows, [&](int j, const auto& pair) {
-                            const FloatPair v = Pair<F::dtype>::widen(pair);
-                            wide_row(v.low, r % kWideRows, out + b * kBlock + kPairColumns * j);
-                            wide_row(v.high, r % kWideRows, out + b * kBlock + kPairColumns * j + 8);
-                        });
+    for (int b = 0; b < w.blocks(); ++b) {
+        if (b % tables.kBlocks == 0) tables.fill(w.scales_at(rb), 0, b, std::min(b + tables.kBlocks, w.blocks()));
+        blocks.decode(rb, b, r / kWideRows, tables, [&](int j, const auto& pair) {
+            const FloatPair v = Pair<F::dtype>::widen(pair);
+            wide_row(v.low, r % kWideRows, out + b * kBlock + kPairColumns * j);
+            wide_row(v.high, r % kWideRows, out + b * kBlock + kPairColumns * j + 8);
+        });
+    }
     for (uint32_t e = w.escape_rows[row]; e < w.escape_rows[row + 1]; ++e)
         out[w.escape_columns[e]] = to_float<F::dtype>(w.escape_values[e]);
     for (int k = w.columns; k < w.padded_columns(); ++k) out[k] = 0.0f;

@@ -5,6 +5,8 @@
 
 namespace speq::SPEQ_ISA {
 
+constexpr int kWides = kRowsPerBlock / kWideRows;  // vectors of rows in a row block
+
 struct FloatPair {
     Wide low, high;  // columns 0 to 7, columns 8 to 15
 };

@@ -22,32 +22,38 @@ SPEQ_INLINE void store_in_plane_order(int8_t* out, const __m256i (&q)[4]) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
 }
 
+// What takes the 64 of the levels back in each lane of these values.
+SPEQ_INLINE __m256i offsets_of(const int8_t* values) {
+    const __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), q), _mm256_set1_epi16(-64));
+}
+template <class F>
+SPEQ_INLINE void store_offsets(const int8_t* values, int32_t* out) {
+    const __m256i first = offsets_of(values), second = offsets_of(values + 32);
+    auto* to = reinterpret_cast<__m256i*>(out);
+    _mm256_storeu_si256(to, F::halves ? first : _mm256_add_epi32(first, second));
+    if constexpr (F::halves) _mm256_storeu_si256(to + 1, second);
+}
+
 template <DType D>
-SPEQ_INLINE int quantise_half(const float* x, float inverse, int8_t* out) {
-    __m256i q[4], total = _mm256_setzero_si256();
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
+SPEQ_INLINE void quantise_half(const float* x, float inverse, int8_t* out) {
+    __m256i q[4];
+    unroll<4>([&](auto i) SPEQ_LAMBDA {
         q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(inverse)));
-        total = _mm256_add_epi32(total, q[i]);
-    }
+    });
     store_in_plane_order<D>(out, q);
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
 #else
 
 template <DType D>
-inline int quantise_half(const float* x, float inverse, int8_t* out) {
-    int total = 0;
-    for (int b = 0; b < 32; ++b) {
-        const int q = static_cast<int>(std::nearbyint(x[column_of_byte<D>(b)] * inverse));
-        out[b] = static_cast<int8_t>(q);
-        total += q;
-    }
-    return total;
+inline void quantise_half(const float* x, float inverse, int8_t* out) {
+    for (int b = 0; b < 32; ++b) out[b] = static_cast<int8_t>(std::nearbyint(x[column_of_byte<D>(b)] * inverse));
 }
+
+// Plain products of levels need no offset.
+template <class F>
+void store_offsets(const int8_t*, int32_t*) {}
 
 #endif
 
@@ -68,12 +74,15 @@ void quantise_row(const float* x, int columns, DraftRow out) {
         const bool usable = peak > 0x1p-100f && peak < 0x1p100f;
         const float inverse = usable ? 127.0f / peak : 0.0f;
         for (int h = 0; h < width; h += 32) {
-            const int total = usable ? quantise_half<F::dtype>(x + k + h, inverse, out.values + k + h) : 0;
-            if (!usable) std::memset(out.values + k + h, 0, 32);
+            if (usable)
+                quantise_half<F::dtype>(x + k + h, inverse, out.values + k + h);
+            else
+                std::memset(out.values + k + h, 0, 32);
             out.scales[(k + h) / 32] = usable ? peak * (1.0f / (127.0f * 64.0f)) : 0.0f;
-            out.offsets[(k + h) / 32] = static_cast<float>(-64 * total);
         }
     }
+    for (int b = 0; b < columns / kBlock; ++b)
+        store_offsets<F>(out.values + b * kBlock, out.offsets + (F::halves ? 16 : 8) * b);
 }
 
 }  // namespace speq::SPEQ_ISA

@@ -94,6 +94,18 @@ SPEQ_INLINE void transpose(Vec8 (&v)[8]) {
         v[i + 4] = {_mm256_permute2f128_ps(b[i], b[i + 4], 0x31)};
     });
 }
+// y[4 j + i] += rows[i][j] for j < count
+SPEQ_INLINE void add_transposed(const Vec8 (&rows)[4], int count, float* y) {
+    const __m256 a = _mm256_unpacklo_ps(rows[0].v, rows[1].v), b = _mm256_unpackhi_ps(rows[0].v, rows[1].v);
+    const __m256 c = _mm256_unpacklo_ps(rows[2].v, rows[3].v), d = _mm256_unpackhi_ps(rows[2].v, rows[3].v);
+    const __m256 t[4] = {_mm256_shuffle_ps(a, c, 0x44), _mm256_shuffle_ps(a, c, 0xee),  // columns j and j + 4
+                         _mm256_shuffle_ps(b, d, 0x44), _mm256_shuffle_ps(b, d, 0xee)};
+    const auto add_to = [](float* p, __m128 v) SPEQ_LAMBDA { _mm_storeu_ps(p, _mm_add_ps(_mm_loadu_ps(p), v)); };
+    unroll<4>([&](auto j) SPEQ_LAMBDA {
+        if (j < count) add_to(y + 4 * j, _mm256_castps256_ps128(t[j]));
+        if (j + 4 < count) add_to(y + 4 * j + 16, _mm256_extractf128_ps(t[j], 1));
+    });
+}
 SPEQ_INLINE Vec8 round_to_integer(Vec8 a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
@@ -159,6 +171,10 @@ SPEQ_INLINE void transpose(Vec8 (&v)[8]) {
     for (int i = 0; i < 8; ++i)
         for (int j = 0; j < i; ++j) std::swap(v[i].v[j], v[j].v[i]);
 }
+SPEQ_INLINE void add_transposed(const Vec8 (&rows)[4], int count, float* y) {
+    for (int j = 0; j < count; ++j)
+        for (int i = 0; i < 4; ++i) y[4 * j + i] += rows[i].v[j];
+}
 SPEQ_INLINE Vec8 round_to_integer(Vec8 a) {
     return lanes([&](int i) { return std::nearbyint(a.v[i]); });
 }
@@ -207,11 +223,6 @@ SPEQ_INLINE void wide_row(Wide a, int row, float* p) {
     _mm256_storeu_ps(p, row ? _mm512_extractf32x8_ps(a.v, 1) : _mm512_castps512_ps256(a.v));
 }
 SPEQ_INLINE Wide wide_fma(Wide a, Wide b, Wide c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-// y[row] = sum of the row's lanes
-SPEQ_INLINE void wide_sum(Wide a, float* y) {
-    y[0] = sum(Vec8{_mm512_castps512_ps256(a.v)});
-    y[1] = sum(Vec8{_mm512_extractf32x8_ps(a.v, 1)});
-}
 
 #else
 
@@ -226,7 +237,6 @@ SPEQ_INLINE void wide_store(float* p, Wide a) { store(p, a); }
 SPEQ_INLINE Wide wide_broadcast(const float* p) { return load(p); }
 SPEQ_INLINE void wide_row(Wide a, int, float* p) { store(p, a); }
 SPEQ_INLINE Wide wide_fma(Wide a, Wide b, Wide c) { return fma(a, b, c); }
-SPEQ_INLINE void wide_sum(Wide a, float* y) { *y = sum(a); }
 
 #endif
 

@@ -51,7 +51,7 @@ void Step::bind() {
         s.columns = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
         s.quantised = make_aligned<int8_t>(columns);
         s.quantised_scales = make_aligned<float>(columns / 32);
-        s.quantised_offsets = make_aligned<float>(columns / 32);
+        s.quantised_offsets = make_aligned<int32_t>(columns / 4);
         const int results = std::max(kFewTokens * kFewTokensChunk, max_tokens_ * kManyTokensChunk);
         const size_t product = static_cast<size_t>(results) * kRowsPerBlock;
         s.product = make_aligned<float>(product);

@@ -61,7 +61,8 @@ struct Scratch {                   // of one thread
     Aligned<float> input;          // normalised activations of few tokens
     Aligned<float> rows, columns;  // of few tokens, as the exact product wants them
     Aligned<int8_t> quantised;     // draft activations of one token
-    Aligned<float> quantised_scales, quantised_offsets;
+    Aligned<float> quantised_scales;
+    Aligned<int32_t> quantised_offsets;
     Aligned<float> product, product2, strip;
     Aligned<float> attention;
 };
