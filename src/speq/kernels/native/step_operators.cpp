@@ -25,11 +25,13 @@ class Embed final : public Operator {
 // member.
 class MakeReady final : public Operator {
   public:
-    MakeReady(int x, Norm norm, Kernels::PrepareRow prepare) : x_(x), norm_(norm), prepare_(prepare) {}
+    MakeReady(int x, Norm norm, Kernels::PrepareRow prepare, bool for_logits = false)
+        : x_(x), norm_(norm), prepare_(prepare), for_logits_(for_logits) {}
 
     int tasks(Step&, const Pass& pass) const override {
         const bool used_as_it_is = !norm_.weight && (pass.draft || !prepare_);
-        return pass.count > kFewTokens && !used_as_it_is ? pass.count : 0;
+        const bool wanted = !for_logits_ || pass.logits == Logits::all;  // of one row alone, members make a copy
+        return pass.count > kFewTokens && wanted && !used_as_it_is ? pass.count : 0;
     }
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int) override {
@@ -49,6 +51,7 @@ class MakeReady final : public Operator {
     int x_;
     Norm norm_;
     Kernels::PrepareRow prepare_;
+    bool for_logits_;
 };
 
 class Linear final : public Operator {
@@ -243,7 +246,7 @@ void add_rotary(Step& step, int qkv, int layer, int heads, int kv_heads, int hea
 }
 
 void add_head(Step& step, int x, Norm norm, int matrix) {
-    step.add_operator(std::make_unique<MakeReady>(x, norm, step.matrix(matrix).prepare_row));
+    step.add_operator(std::make_unique<MakeReady>(x, norm, step.matrix(matrix).prepare_row, true));
     step.add_operator(std::make_unique<Head>(x, norm, matrix));
 }
 
