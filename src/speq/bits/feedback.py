@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from speq.bits.bins import nearest_bin, nested_bins
 from speq.bits.floats import INFINITY_BITS, to_float32
@@ -64,7 +65,10 @@ def feedback_of(moments: NDArray[np.float32]) -> Feedback:
         diagonal = np.einsum("ii->i", damped)
         # Columns that are never active are independent of the others, whatever their own moment.
         diagonal += DAMPING * diagonal.mean() + (diagonal == 0)
-        factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+        # One thread: the same factor whatever the number of cores, and no threads that wait for each other when others
+        # use the machine, which takes several times as long.
+        with threadpool_limits(1, user_api="blas"):
+            factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
         np.divide(factor, np.diagonal(factor), out=out, casting="same_kind")
         np.divide(damped, diagonal, out=other, casting="same_kind")
         np.einsum("ii->i", out)[:] = 0
