@@ -20,6 +20,7 @@ from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
 from speq.decoding.stream import Piece, stream_pieces
 from speq.errors import SpeqError
+from speq.heap import return_freed_memory
 from speq.result import Result
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ def load(
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context)
     tokenizer = Tokenizer(path) if converted.tokenizer else None
     ends = tokenizer.eos_ids if tokenizer else end_ids(path)
+    return_freed_memory()
     return Model(
         engine,
         tokenizer,

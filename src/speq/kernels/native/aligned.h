@@ -1,14 +1,16 @@
-// Zeroed memory aligned to a cache line.
+// Zeroed memory aligned to a cache line. Large pieces take no memory before they are touched.
 #pragma once
 #include <cstddef>
-#include <cstring>
+#include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <new>
 
 namespace speq {
 
+// What calloc() gave stands in front of the aligned memory.
 struct AlignedDelete {
-    void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
+    void operator()(void* p) const { std::free(static_cast<void**>(p)[-1]); }
 };
 
 template <class T>
@@ -16,10 +18,13 @@ using Aligned = std::unique_ptr<T[], AlignedDelete>;
 
 template <class T>
 Aligned<T> make_aligned(size_t count) {
-    const size_t bytes = (count * sizeof(T) + 63) / 64 * 64 + 64;
-    void* p = ::operator new(bytes, std::align_val_t{64});
-    std::memset(p, 0, bytes);
-    return Aligned<T>(static_cast<T*>(p));
+    constexpr size_t line = 64;
+    void* whole = std::calloc(count * sizeof(T) + 2 * line + sizeof(void*), 1);
+    if (!whole) throw std::bad_alloc();
+    const auto begin = (reinterpret_cast<uintptr_t>(whole) + sizeof(void*) + line - 1) / line * line;
+    auto* p = reinterpret_cast<T*>(begin);
+    reinterpret_cast<void**>(begin)[-1] = whole;
+    return Aligned<T>(p);
 }
 
 }  // namespace speq
