@@ -13,6 +13,12 @@ namespace speq::SPEQ_ISA {
 constexpr int kCodesAhead = 4096;  // bytes, 32 blocks
 constexpr int kScalesAhead = 256;  // scales, 64 groups
 
+// Asks for what the loops over blocks take for asked.
+SPEQ_INLINE void prefetch_first(const uint8_t* codes, const uint16_t* scales) {
+    for (int i = 0; i < kCodesAhead; i += 64) prefetch(codes + i);
+    for (int i = 0; i < kScalesAhead; i += 32) prefetch(scales + i);
+}
+
 }  // namespace speq::SPEQ_ISA
 
 #if SPEQ_AVX512

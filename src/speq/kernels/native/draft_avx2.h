@@ -20,6 +20,7 @@ void draft_rows(const SplitWeight& w, const DraftRow& x, int begin, int end, flo
         _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(w.levels))), _mm256_set1_epi8(64));
     const int blocks = w.blocks(), shift = w.group_shift();
     const uint8_t* codes = w.codes_at(begin, 0);
+    prefetch_first(codes, w.scales_at(begin));
     for (int rb = begin; rb < end; ++rb, y += kRowsPerBlock) {
         const uint16_t* scales = w.scales_at(rb);
         __m256 acc[kRowsPerBlock];

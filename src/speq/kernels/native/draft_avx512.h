@@ -16,6 +16,7 @@ void draft_rows(const SplitWeight& w, const DraftRow& x, int begin, int end, flo
         _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(w.levels))), _mm512_set1_epi8(64));
     const int blocks = w.blocks(), shift = w.group_shift();
     const uint8_t* codes = w.codes_at(begin, 0);
+    prefetch_first(codes, w.scales_at(begin));
     for (int rb = begin; rb < end; ++rb, y += kRowsPerBlock) {
         const uint16_t* scales = w.scales_at(rb);
         __m512 acc[kWides] = {_mm512_setzero_ps(), _mm512_setzero_ps()};

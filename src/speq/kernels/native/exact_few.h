@@ -18,6 +18,7 @@ class FewTokens {
     // y[row_block - begin][token][4]
     void run(int begin, int end, float* y) const {
         const int tiles = (x_.tokens + kTile - 1) / kTile;
+        for (int b = 0; b < kPrefetchBlocks; ++b) blocks_.prefetch_planes(begin, b);
         for (int rb = begin; rb < end; ++rb, y += x_.tokens * kRowsPerBlock) {
             for (int tile = 0, token = 0; tile < tiles; ++tile) {
                 const int size = (x_.tokens - token) / (tiles - tile);

@@ -107,9 +107,10 @@ void Step::work(int member, uint32_t run) {
         auto& op = operators_[i];
         const int total = op->tasks(*this, pass);
         if (total == 0) continue;
-        Tasks tasks(op->stage, run, total);
+        Stage& stage = *stages_[i];
+        Tasks tasks(stage, run, total, member);
         op->run(*this, pass, tasks, member);
-        team_.wait(op->stage, run, total);
+        team_.wait(stage, run, total);
     }
 }
 

@@ -72,21 +72,24 @@ class Step;
 // The claim to tasks of one operator in one run.
 class Tasks {
   public:
-    Tasks(Stage& stage, uint32_t run, int total) : stage_(stage), run_(run), total_(total) {}
+    Tasks(Stage& stage, uint32_t run, int total, int member)
+        : stage_(stage), run_(run), total_(total), member_(member) {}
 
     // Calls work(task) for tasks that nobody else has taken, until there are none.
     template <class Work>
     void each(Work&& work) {
-        for (int task = stage_.claim(run_, total_); task >= 0; task = stage_.claim(run_, total_)) {
+        for (int task = next(); task >= 0; task = next()) {
             work(task);
             stage_.finish_task(run_);
         }
     }
 
   private:
+    int next() { return stage_.claim(run_, total_, member_); }
+
     Stage& stage_;
     uint32_t run_;
-    int total_;
+    int total_, member_;
 };
 
 class Operator {
@@ -96,8 +99,6 @@ class Operator {
     virtual int tasks(Step& step, const Pass& pass) const = 0;
     // Called by every member, which works on the tasks it gets. Inputs are complete and stable only inside a task.
     virtual void run(Step& step, const Pass& pass, Tasks& tasks, int member) = 0;
-
-    Stage stage;
 };
 
 class Step {
@@ -109,7 +110,10 @@ class Step {
     int add_matrix(const SplitWeight& weight);
     // Makes room for attention of so many heads, `group` of them to a kv head.
     void reserve_attention(int heads, int group, int head_dim);
-    void add_operator(std::unique_ptr<Operator> op) { operators_.push_back(std::move(op)); }
+    void add_operator(std::unique_ptr<Operator> op) {
+        stages_.push_back(std::make_unique<Stage>(threads_));
+        operators_.push_back(std::move(op));
+    }
 
     // Sizes the scratch memory; call after the last add_*.
     void bind();
@@ -153,6 +157,7 @@ class Step {
     std::vector<Buffer> buffers_;
     std::vector<Matrix> matrices_;
     std::vector<std::unique_ptr<Operator>> operators_;
+    std::vector<std::unique_ptr<Stage>> stages_;  // of the operators
     std::vector<Scratch> scratch_;
     Aligned<float> shared_input_, cosines_, sines_, logits_, attention_states_;
     int logits_rows_ = 0;

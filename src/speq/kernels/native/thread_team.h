@@ -6,23 +6,28 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
 namespace speq {
 
-// The tasks of one stage, claimed one by one by whoever is free. Counts carry the number of the run they belong to, so
-// that nothing has to be reset and a member left over from an earlier run can do no harm.
+// The tasks of one stage. Each member has a share of neighbouring ones, which it claims one by one, so that it reads
+// weights on from where it stopped; whoever is through with its own helps others with theirs. Counts carry the number
+// of the run they belong to, so that nothing has to be reset and a member left over from an earlier run can do no harm.
 class Stage {
   public:
-    // The next task in 0..total-1, or -1 if there is none left for this run.
-    int claim(uint32_t run, int total) {
-        uint64_t seen = claimed_.load(std::memory_order_relaxed);
-        for (;;) {
-            const int next = run_of(seen) == run ? count_of(seen) : 0;
-            if (next >= total || is_later(run_of(seen), run)) return -1;
-            if (claimed_.compare_exchange_weak(seen, pack(run, next + 1), std::memory_order_acq_rel)) return next;
+    explicit Stage(int members) : members_(members), claimed_(std::make_unique<Count[]>(members)) {}
+
+    // A task in 0..total-1 for a member, or -1 if there is none left for this run.
+    int claim(uint32_t run, int total, int member) {
+        for (int i = 0; i < members_; ++i) {
+            const int64_t of = (member + i) % members_;
+            const int begin = static_cast<int>(of * total / members_);
+            const int next = take(claimed_[of], run, static_cast<int>((of + 1) * total / members_) - begin);
+            if (next >= 0) return begin + next;
         }
+        return -1;
     }
     void finish_task(uint32_t run) {
         uint64_t seen = finished_.load(std::memory_order_relaxed);
@@ -37,6 +42,19 @@ class Stage {
     }
 
   private:
+    struct alignas(64) Count {
+        std::atomic<uint64_t> state{0};
+    };
+
+    // The next of `total`, or -1.
+    static int take(Count& count, uint32_t run, int total) {
+        uint64_t seen = count.state.load(std::memory_order_relaxed);
+        for (;;) {
+            const int next = run_of(seen) == run ? count_of(seen) : 0;
+            if (next >= total || is_later(run_of(seen), run)) return -1;
+            if (count.state.compare_exchange_weak(seen, pack(run, next + 1), std::memory_order_acq_rel)) return next;
+        }
+    }
     static uint64_t pack(uint32_t run, int count) {
         return static_cast<uint64_t>(run) << 32 | static_cast<uint32_t>(count);
     }
@@ -44,7 +62,8 @@ class Stage {
     static int count_of(uint64_t state) { return static_cast<int>(state & 0xffffffffu); }
     static bool is_later(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) > 0; }
 
-    alignas(64) std::atomic<uint64_t> claimed_{0};
+    const int members_;
+    std::unique_ptr<Count[]> claimed_;  // of each member's share
     alignas(64) std::atomic<uint64_t> finished_{0};
 };
 
