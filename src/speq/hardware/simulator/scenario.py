@@ -32,7 +32,7 @@ class Knob(Table):
     unit: str
     keys: Annotated[list[str], Field(min_length=1)]
     values: Annotated[list[float], Field(min_length=2)]
-    moves: tuple[str, ...] = ()
+    moves: list[str] = Field(default_factory=list)
     logarithmic: bool = False
     whole: bool = False
 
@@ -60,8 +60,8 @@ class Scenario(Table):
     draft_length: Annotated[Quantity, positive("token", most=64, whole=True)]
     early_stop: Share
     published: list[Published]
-    changes: tuple[Change, ...] = ()
-    knobs: tuple[Knob, ...] = ()
+    changes: list[Change] = Field(default_factory=list)
+    knobs: list[Knob] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _known(self) -> Self:

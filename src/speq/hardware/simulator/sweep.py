@@ -53,7 +53,7 @@ class Sweep(Table):
     acceptance: Share
     draft_length: Annotated[Quantity, positive("token", most=64, whole=True)]
     early_stop: Share
-    changes: tuple[Change, ...] = ()
+    changes: list[Change] = Field(default_factory=list)
     axes: Annotated[list[Axis], Field(min_length=1)]
 
     @model_validator(mode="after")
