@@ -83,7 +83,7 @@ $(VENV)/.speq: $(VENV)/.python $(BUILT_FROM)
 # The extras of an installed speq: nothing is built again.
 $(VENV)/.test: $(VENV)/.speq
 	$(RUN) $(PIP) $(TORCH)
-	$(RUN) $(PIP) 'speq[test]'
+	$(RUN) $(PIP) 'speq[test,hardware]'
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.speq
