@@ -10,17 +10,17 @@ from speq.hardware.array_parameters import ArrayParameters
 from speq.hardware.parameters import AccumulatorParameters
 from speq.hardware.rtl.array import Array
 from speq.hardware.rtl.controller import SHAPES, Controller
+from speq.hardware.rtl.core import Core
 from speq.hardware.rtl.job import JOB, request_layout, result_layout
 from speq.hardware.rtl.output_edge import queue_depth
 from speq.hardware.rtl.parts import Parts, inline
-from speq.hardware.rtl.tile import Core
 
 
 class Accelerator(wiring.Component):
     """Jobs in, results out; per operand a stream of requests out and one of beats in, in the order requested."""
 
     def __init__(
-        self, array: ArrayParameters, accumulator: AccumulatorParameters, core: Core, parts: Parts = inline
+        self, array: ArrayParameters, accumulator: AccumulatorParameters, core: type[Core], parts: Parts = inline
     ) -> None:
         self._array, self._accumulator, self._core, self._parts = array, accumulator, core, parts
         operands = {}

@@ -11,17 +11,18 @@ from amaranth.lib.wiring import In, Out
 
 from speq.hardware.array_parameters import ArrayParameters
 from speq.hardware.parameters import AccumulatorParameters
+from speq.hardware.rtl.core import Core
 from speq.hardware.rtl.job import result_layout, step_layout, sum_layout
 from speq.hardware.rtl.output_edge import OutputEdge
 from speq.hardware.rtl.parts import Parts, inline
-from speq.hardware.rtl.tile import Core, Tile
+from speq.hardware.rtl.tile import Tile
 
 
 class Array(wiring.Component):
     """``taken`` is 1 in a cycle in which a result leaves."""
 
     def __init__(
-        self, array: ArrayParameters, accumulator: AccumulatorParameters, core: Core, parts: Parts = inline
+        self, array: ArrayParameters, accumulator: AccumulatorParameters, core: type[Core], parts: Parts = inline
     ) -> None:
         self._array, self._accumulator, self._core, self._parts = array, accumulator, core, parts
         super().__init__(

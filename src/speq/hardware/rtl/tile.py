@@ -8,7 +8,7 @@ while they begin the next sum, in whatever mode.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
@@ -19,16 +19,9 @@ from speq.hardware.array_parameters import LANES, ArrayParameters
 from speq.hardware.parameters import AccumulatorParameters
 from speq.hardware.rtl.operands import accumulator_layout
 from speq.hardware.rtl.column_edge import ColumnEdge
+from speq.hardware.rtl.core import Core
 from speq.hardware.rtl.parts import Parts, inline
 from speq.hardware.rtl.row_edge import RowEdge
-
-
-class Core(Protocol):
-    """What sits at a crossing: :class:`speq.hardware.rtl.p2.P2` and its like."""
-
-    LATENCY: int
-
-    def __call__(self, parameters: AccumulatorParameters, /) -> Any: ...
 
 
 class Tile(wiring.Component):
@@ -39,7 +32,7 @@ class Tile(wiring.Component):
     """
 
     def __init__(
-        self, array: ArrayParameters, accumulator: AccumulatorParameters, core: Core, parts: Parts = inline
+        self, array: ArrayParameters, accumulator: AccumulatorParameters, core: type[Core], parts: Parts = inline
     ) -> None:
         self._array, self._accumulator, self._core, self._parts = array, accumulator, core, parts
         super().__init__(
@@ -64,7 +57,7 @@ class Tile(wiring.Component):
             columns.append(edge.weights)
         crossings = []
         for row in range(self._array.rows):
-            m.submodules[f"row_{row}"] = edge = self._parts("row_edge", RowEdge())
+            m.submodules[f"row_{row}"] = edge = self._parts("row_edge", RowEdge(LANES if self._core.DRAFTS else 1))
             m.d.comb += [
                 edge.enable.eq(self.enable[row]),
                 edge.draft.eq(self.draft),
