@@ -19,49 +19,57 @@ from speq.hardware.rtl.job import JOB
 from speq.hardware.verification.bench import Bench, Stall
 
 
+class Simulation:
+    """An accelerator, compiled once for the simulator and reset before every run."""
+
+    def __init__(self, array: ArrayParameters, accumulator: AccumulatorParameters, core: type[Core]) -> None:
+        design = Accelerator(array, accumulator, core)
+        self.array = array
+        self._inputs, self._outputs = ports(design)
+        self._bench: Bench | None = None
+        self._limit = 0
+        self._simulator = Simulator(design)
+        self._simulator.add_clock(1e-6)
+        self._simulator.add_testbench(self._testbench)
+
+    def run(
+        self,
+        products: Sequence[Product],
+        *,
+        memory: Memory | None = None,
+        stalls: Mapping[str, Stall] | None = None,
+        limit: int = 100_000,
+        waveform: Path | None = None,
+    ) -> Bench:
+        """Run products, queued without a pause; the bench holds results and cycles.
+
+        ``memory`` replaces what :func:`speq.hardware.golden.memory.store` makes of the products; ``stalls`` are those of
+        :class:`Bench`. Raises AssertionError if the last result has not come after ``limit`` cycles.
+        """
+        memory = memory or store(products, self.array)
+        self._bench, self._limit = Bench(memory, job_bits(memory), self.array, stalls), limit
+        self._simulator.reset()
+        with self._simulator.write_vcd(str(waveform)) if waveform else nullcontext():
+            self._simulator.run()
+        return self._bench
+
+    async def _testbench(self, context: SimulatorContext) -> None:
+        bench = self._bench
+        assert bench is not None
+        shown: dict[str, int] = {}
+        while not bench.done:
+            assert bench.cycle < self._limit, f"no last result after {self._limit} cycles"
+            for name, value in bench.inputs().items():
+                if shown.get(name) != value:
+                    context.set(self._inputs[name], value)
+                    shown[name] = value
+            _, _, *values = await context.tick().sample(*self._outputs.values())
+            bench.observe(dict(zip(self._outputs, values, strict=True)))
+
+
 def job_bits(memory: Memory) -> list[int]:
     """The jobs of a memory as payloads of the stream of jobs."""
     return [Value.cast(JOB.const(job)).value for job in memory.jobs]
-
-
-def simulate(
-    products: Sequence[Product],
-    array: ArrayParameters,
-    accumulator: AccumulatorParameters,
-    core: type[Core],
-    *,
-    stalls: Mapping[str, Stall] | None = None,
-    memory: Memory | None = None,
-    limit: int = 100_000,
-    waveform: Path | None = None,
-) -> Bench:
-    """Run products one after the other, queued without a pause; the bench holds results and cycles.
-
-    ``memory`` replaces what :func:`speq.hardware.golden.memory.store` makes of the products. Raises AssertionError if
-    the last result has not come after ``limit`` cycles.
-    """
-    design = Accelerator(array, accumulator, core)
-    memory = memory or store(products, array)
-    bench = Bench(memory, job_bits(memory), array, stalls)
-    inputs, outputs = ports(design)
-
-    async def testbench(context: SimulatorContext) -> None:
-        shown: dict[str, int] = {}
-        while not bench.done:
-            assert bench.cycle < limit, f"no last result after {limit} cycles"
-            for name, value in bench.inputs().items():
-                if shown.get(name) != value:
-                    context.set(inputs[name], value)
-                    shown[name] = value
-            _, _, *values = await context.tick().sample(*outputs.values())
-            bench.observe(dict(zip(outputs, values, strict=True)))
-
-    simulator = Simulator(design)
-    simulator.add_clock(1e-6)
-    simulator.add_testbench(testbench)
-    with simulator.write_vcd(str(waveform)) if waveform else nullcontext():
-        simulator.run()
-    return bench
 
 
 def ports(design: wiring.Component) -> tuple[dict[str, Value], dict[str, Value]]:
