@@ -1,8 +1,8 @@
 """FP16 weights in the format ``e3m0``, as the accelerator's memories hold them.
 
 The bins of an FP16 tensor begin at whole exponents, so the table of docs/formats.md shrinks to eight 5-bit numbers. A
-weight is a code of 4 bits, ``sign << 3 | c``, and a residual of 12 bits; both planes together are 16 bits, and four codes
-are as wide as one weight: a port of 16 bits carries one exact weight or four draft weights.
+weight is a code of 4 bits, ``sign << 3 | c``, and a residual of 12 bits; both planes together are 16 bits, and four
+codes are as wide as one weight: a port of 16 bits carries one exact weight or four draft weights.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def split(
 def pack_draft(codes: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """Words of four codes [..., 4] -> uint16 [...]: code ``i`` in bits ``4 i`` to ``4 i + 3``."""
     shifts = 4 * np.arange(CODES_PER_WORD)
-    return np.bitwise_or.reduce((codes & np.uint8(15)).astype(np.int64) << shifts, axis=-1).astype(np.uint16)
+    words: NDArray[np.int64] = ((codes & np.uint8(15)).astype(np.int64) << shifts).sum(axis=-1)
+    return words.astype(np.uint16)
 
 
 def unpack_draft(words: NDArray[Any]) -> NDArray[np.uint8]:

@@ -1,8 +1,9 @@
 """Parameters that the golden model and the RTL share: the format of the running sum.
 
 A product of two FP16 numbers, or the sum of four products of FP16 numbers with draft levels, is an integer of at most
-``PRODUCT_BITS`` bits and a sign, times ``2**(exponent - EXPONENT_BIAS)``. The running sum is a two's-complement mantissa
-and an exponent: it has ``fraction_bits`` more bits below a product's last one and ``integer_bits`` above its first one.
+``PRODUCT_BITS`` bits and a sign, times ``2**(exponent - EXPONENT_BIAS)``. The running sum is a two's-complement
+mantissa and an exponent: it has ``fraction_bits`` more bits below a product's last one and ``integer_bits`` above its
+first one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ EXPONENT_BIAS = 50
 """A product with exponent ``e`` has a last bit worth ``2**(e - 50)``: twice FP16's bias of 15 and twice its 10 bits."""
 
 EXPONENT_BITS = 7
-"""Products have exponents of at most 62, and a carry out of the mantissa adds one: 2**65 products cannot overflow it."""
+"""Products have exponents of at most 62, and a carry out of the mantissa adds one: 2**60 products do not overflow."""
 
 DRAFT_EXPONENT = 18
 """Added to an activation's exponent in a draft: its last bit, ``2**(e - 25)``, times ``2**-7``, in which level ``c`` is

@@ -1,4 +1,4 @@
-"""The bit-sharing decoder: from code and residual to the exact FP16 weight, and from the code alone to a draft level."""
+"""The bit-sharing decoder: code and residual give the exact FP16 weight, the code alone gives a draft level."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ def decode(codes: NDArray[np.uint8], residuals: NDArray[np.uint16], exponents: N
 
     Words that no encoder writes, whose magnitude would not fit, lose what exceeds 15 bits.
     """
-    magnitudes = (exponents[codes & 7].astype(np.int64) << 10) + residuals
-    return (magnitudes & 0x7FFF | (codes.astype(np.int64) & 8) << 12).astype(np.uint16)
+    magnitudes = ((exponents[codes & 7].astype(np.int64) << 10) + residuals) & 0x7FFF
+    bits: NDArray[np.int64] = magnitudes | (codes.astype(np.int64) & 8) << 12
+    return bits.astype(np.uint16)
 
 
 def draft_levels(codes: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -15,9 +15,9 @@ Addition
     The summand with the smaller exponent is shifted right to the other one's and rounded; a carry into the mantissa's
     last bit shifts the sum right by one.
 Infinities and NaN
-    Exact mode follows IEEE 754: infinity times zero and infinity minus infinity are NaN. In draft mode an activation that
-    is not finite makes the sum NaN, whatever its code: a draft is a guess, and is given up. Both stay until a new sum
-    begins; the mantissa beneath them is that of the same steps with numbers of exponent 31.
+    Exact mode follows IEEE 754: infinity times zero and infinity minus infinity are NaN. In draft mode an activation
+    that is not finite makes the sum NaN, whatever its code: a draft is a guess, and is given up. Both stay until a new
+    sum begins; the mantissa beneath them is that of the same steps with numbers of exponent 31.
 Zeros
     A sum of 0 is +0.
 

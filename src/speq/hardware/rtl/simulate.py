@@ -47,8 +47,9 @@ class Simulation:
         :class:`Bench`. Raises AssertionError if the last result has not come after ``limit`` cycles.
         """
         memory = memory or store(products, self.array)
+        if self._bench is not None:
+            self._simulator.reset()
         self._bench, self._limit = Bench(memory, job_bits(memory), self.array, stalls), limit
-        self._simulator.reset()
         with self._simulator.write_vcd(str(waveform)) if waveform else nullcontext():
             self._simulator.run()
         return self._bench
