@@ -75,8 +75,8 @@ class OutputEdge(wiring.Component):
 
         results = Signal(ArrayLayout(32, array.columns))
         for column in range(array.columns):
-            normalise = self._parts("normalise", Normalise(self._accumulator))
-            scaler = self._parts("scaler", Scaler())
+            normalise = self._parts("normalise", lambda: Normalise(self._accumulator), clocked=False)
+            scaler = self._parts("scaler", Scaler)
             m.submodules[f"normalise_{column}"], m.submodules[f"scaler_{column}"] = normalise, scaler
             addend = read.data.word_select(column, 32)
             m.d.comb += [

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from amaranth.hdl import ClockSignal, Instance, Module, ResetSignal, Value
+from amaranth.hdl import ClockSignal, Instance, ResetSignal, Value
 from amaranth.lib import wiring
-
-Part = TypeVar("Part", bound=wiring.Component)
 
 
 class Parts(Protocol):
-    """Called with a module name and a component for every place where one is needed; returns what to put there."""
+    """Called with a module name and how to make it for every place where it is needed; returns what to put there.
 
-    def __call__(self, name: str, part: Part, /) -> Part | Extern: ...
+    ``clocked`` says whether it has a clock, which a combinational module has not.
+    """
+
+    def __call__(self, name: str, make: Callable[[], wiring.Component], /, *, clocked: bool = True) -> Any: ...
 
 
-def inline(name: str, part: Part) -> Part:
+def inline(name: str, make: Callable[[], wiring.Component], /, *, clocked: bool = True) -> wiring.Component:
     """Every place has its own component: for simulation and proofs."""
-    return part
+    return make()
 
 
 class Extern(wiring.Component):
     """An instance of a Verilog module that is written elsewhere, with the ports of ``part``."""
 
-    def __init__(self, name: str, part: wiring.Component) -> None:
-        self._name = name
+    def __init__(self, name: str, part: wiring.Component, clocked: bool) -> None:
+        self._name, self._clocked = name, clocked
         super().__init__(part.signature)
 
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        ports: dict[str, Value] = {"i_clk": ClockSignal(), "i_rst": ResetSignal()}
+    def elaborate(self, platform: object) -> Instance:
+        ports: dict[str, Any] = {"i_clk": ClockSignal(), "i_rst": ResetSignal()} if self._clocked else {}
         for path, member, value in self.signature.flatten(self):
             ports[f"{'i' if member.flow is wiring.In else 'o'}_{'__'.join(map(str, path))}"] = Value.cast(value)
-        m.submodules.instance = Instance(self._name, **ports)
-        return m
+        return Instance(self._name, **ports)
 
 
 class Collector:
@@ -43,6 +43,7 @@ class Collector:
     def __init__(self) -> None:
         self.modules: dict[str, wiring.Component] = {}
 
-    def __call__(self, name: str, part: Part) -> Extern:
-        self.modules.setdefault(name, part)
-        return Extern(name, part)
+    def __call__(self, name: str, make: Callable[[], wiring.Component], /, *, clocked: bool = True) -> Extern:
+        if name not in self.modules:
+            self.modules[name] = make()
+        return Extern(name, self.modules[name], clocked)

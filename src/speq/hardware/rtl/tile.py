@@ -52,12 +52,13 @@ class Tile(wiring.Component):
         m = Module()
         columns = []
         for index in range(self._array.columns):
-            m.submodules[f"column_{index}"] = edge = self._parts("column_edge", ColumnEdge())
+            m.submodules[f"column_{index}"] = edge = self._parts("column_edge", ColumnEdge)
             m.d.comb += [edge.draft.eq(self.draft), edge.table.eq(self.table), edge.word.eq(self.weights[index])]
             columns.append(edge.weights)
         crossings = []
+        lanes = LANES if self._core.DRAFTS else 1
         for row in range(self._array.rows):
-            m.submodules[f"row_{row}"] = edge = self._parts("row_edge", RowEdge(LANES if self._core.DRAFTS else 1))
+            m.submodules[f"row_{row}"] = edge = self._parts("row_edge", lambda: RowEdge(lanes))
             m.d.comb += [
                 edge.enable.eq(self.enable[row]),
                 edge.draft.eq(self.draft),
@@ -65,7 +66,7 @@ class Tile(wiring.Component):
                 edge.activations.eq(self.activations[row]),
             ]
             for column, weights in enumerate(columns):
-                m.submodules[f"core_{row}_{column}"] = core = self._parts("core", self._core(self._accumulator))
+                m.submodules[f"core_{row}_{column}"] = core = self._parts("core", lambda: self._core(self._accumulator))
                 m.d.comb += [core.row.eq(edge.row), core.weights.eq(weights)]
                 crossings.append(core.accumulator)
         self._chains(m, crossings)

@@ -25,6 +25,20 @@ def never() -> bool:
     return False
 
 
+class RandomStall:
+    """Holds a stream up in a share of the cycles, at random but for whole stretches of cycles as well."""
+
+    def __init__(self, seed: int, share: float) -> None:
+        self._rng, self._share, self._left = np.random.default_rng(seed), share, 0
+
+    def __call__(self) -> bool:
+        if self._left == 0 and self._rng.random() < self._share:
+            self._left = int(self._rng.choice([1, 1, 2, 12]))
+        stalled = self._left > 0
+        self._left -= stalled
+        return stalled
+
+
 class ProtocolError(AssertionError):
     """A stream broke its rules."""
 
@@ -122,14 +136,15 @@ class Bench:
         return values
 
     def observe(self, outputs: Mapping[str, int]) -> None:
-        """Values of all outputs in this cycle, by port name; the cycle ends."""
+        """Values of all outputs in this cycle, by port name; the cycle ends. Payloads are looked up only when valid."""
         if self._jobs.observe(outputs["jobs__ready"]):
             self.began.append(self.cycle)
         for name, source in self._data.items():
             source.observe(outputs[f"{name}__ready"])
         for name, sink in self._sinks.items():
-            payload = outputs[f"{name}__payload"]
-            if sink.observe(outputs[f"{name}__valid"], payload):
+            valid = outputs[f"{name}__valid"]
+            payload = outputs[f"{name}__payload"] if valid else 0
+            if sink.observe(valid, payload):
                 if name == "results":
                     self._take_result(payload)
                 else:
