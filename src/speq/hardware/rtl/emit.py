@@ -59,6 +59,8 @@ def _to_verilog(modules: dict[str, str], scratch: Path) -> None:
             f"read_rtlil {name}.il",
             "proc -nomux -norom",
             "memory_collect",
+            "opt_merge",
+            "opt_clean -purge",
             "attrmap -remove generator -remove top -remove src -remove amaranth.hierarchy -remove amaranth.decoding",
             "attrmap -modattr -remove generator -remove top -remove src -remove amaranth.hierarchy",
             f"write_verilog -norename {name}.v",

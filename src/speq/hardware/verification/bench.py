@@ -107,7 +107,7 @@ class Bench:
         self._beats, self._columns = memory.beats, array.columns
         self._jobs = Source(stalls.get("jobs", never))
         self._jobs.waiting.extend(jobs)
-        self._jobs_left = len(jobs)
+        self._jobs_left = sum(all(job[size] for size in ("tokens", "inputs", "outputs")) for job in memory.jobs)
         self._data = {name: Source(stalls.get(name, never)) for name in memory.beats}
         requests = (f"{name}_requests" for name in memory.beats)
         self._sinks = {name: Sink(name, stalls.get(name, never)) for name in ("results", *requests)}
