@@ -27,8 +27,10 @@ class Accumulate(wiring.Component):
         width = self.parameters.width
         keep = ~self.product.first
         mantissa, exponent = Signal(signed(width)), Signal(EXPONENT_BITS)
-        m.d.comb += mantissa.eq(Mux(keep, self.accumulator.mantissa, 0))
-        m.d.comb += exponent.eq(Mux(keep, self.accumulator.exponent, 0))
+        state = Signal(accumulator_layout(self.parameters), reset_less=True)
+        m.d.comb += self.accumulator.eq(state)
+        m.d.comb += mantissa.eq(Mux(keep, state.mantissa, 0))
+        m.d.comb += exponent.eq(Mux(keep, state.exponent, 0))
         summand = Signal(signed(width))
         m.d.comb += summand.eq(self.product.mantissa << self.parameters.fraction_bits)
 
@@ -53,9 +55,9 @@ class Accumulate(wiring.Component):
         if self.parameters.normalise:
             new_mantissa, new_exponent = normalise(m, new_mantissa, new_exponent)
         m.d.sync += [
-            self.accumulator.mantissa.eq(new_mantissa),
-            self.accumulator.exponent.eq(new_exponent),
-            self.accumulator.flags.eq(Mux(keep, self.accumulator.flags, 0) | self.product.flags),
+            state.mantissa.eq(new_mantissa),
+            state.exponent.eq(new_exponent),
+            state.flags.eq(Mux(keep, state.flags, 0) | self.product.flags),
         ]
         return m
 

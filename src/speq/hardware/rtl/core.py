@@ -61,6 +61,9 @@ class Core(wiring.Component):
         m.d.comb += product.flags.eq(Cat(nan | (infinite & ~negative), nan | (infinite & negative)))
         m.d.comb += product.first.eq(row.first)
 
-        m.d.sync += accumulate.product.eq(product)
+        # Nothing behind the row's edge needs a reset: a sum begins with ``first``.
+        registered = Signal(PRODUCT, reset_less=True)
+        m.d.sync += registered.eq(product)
+        m.d.comb += accumulate.product.eq(registered)
         m.d.comb += self.accumulator.eq(accumulate.accumulator)
         return m

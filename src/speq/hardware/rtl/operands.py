@@ -23,7 +23,7 @@ ROW_OPERANDS = data.StructLayout(
 )
 """One operation's activations, unpacked once for all elements of a row.
 
-Exact mode has the same significand in every lane; draft mode has four that are aligned to one exponent. The exponent is
+Exact mode has the same significand and sign in every lane; draft mode has four that are aligned to one exponent. The exponent is
 0 exactly when all of them are zero. Without ``valid``, everything but ``draft`` is zero, which adds nothing to a sum.
 """
 

@@ -9,13 +9,14 @@ row's own, and the same adders sum them up.
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl import Const, Module, Mux, Value
 
 from speq.hardware.parameters import PRODUCT_BITS
 from speq.hardware.rtl.bit_heap import BitHeap, booth_digits, times_digit
 from speq.hardware.rtl.core import Core
 from speq.hardware.rtl.operands import LANES
 from speq.hardware.rtl.row_edge import Unpacked
+from speq.hardware.rtl.shifter import shift_left
 
 
 class P3(Core):
@@ -34,18 +35,9 @@ class P3(Core):
                 negative = Mux(draft, code[3] ^ row.negative[i], minus ^ sign)
                 place = Mux(draft, c[1:], Const(i, 2))
                 digit = times_digit(row.significands[i], one, two, negative)
-                heap.add_negated_if(negative, _shift_left(m, digit, negative, place))
+                heap.add_negated_if(negative, shift_left(m, digit, negative, place, 2))
             else:
                 one, two, negative = one & ~draft, two & ~draft, (minus ^ sign) & ~draft
                 heap.add_negated_if(negative, times_digit(row.significands[0], one, two, negative), 2 * i)
         return heap.sum(m).as_signed()
 
-
-def _shift_left(m: Module, value: Value, fill: Value, place: Value) -> Value:
-    """``value * 4**place``, 6 bits longer; the bits below and above are ``fill``, so inverted stays inverted."""
-    for i in (0, 1):
-        more = fill.replicate(2 << i)
-        shifted = Signal(len(value) + (2 << i))
-        m.d.comb += shifted.eq(Mux(place[i], Cat(more, value), Cat(value, more)))
-        value = shifted
-    return value

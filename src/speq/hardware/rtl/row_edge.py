@@ -43,11 +43,13 @@ class RowEdge(wiring.Component):
         row = Signal(ROW_OPERANDS)
         unpacked = [Unpacked(self.activations[i]) for i in range(self._lanes)]
         one = unpacked[0]
-        significands, exponent, infinite, nan = [one.significand], one.exponent, one.infinite, one.nan
+        significands, signs = [one.significand], [one.negative]
+        exponent, infinite, nan = one.exponent, one.infinite, one.nan
         if self._lanes > 1:
             largest = _largest(m, [each.exponent for each in unpacked])
             aligned = [each.significand >> (largest - each.exponent)[:5] for each in unpacked]
             significands = [Mux(self.draft, each, one.significand) for each in aligned]
+            signs = [Mux(self.draft, each.negative, one.negative) for each in unpacked]
             exponent = Mux(self.draft, largest, one.exponent)
             not_finite = Cat(each.infinite | each.nan for each in unpacked).any()
             infinite, nan = one.infinite & ~self.draft, Mux(self.draft, not_finite, one.nan)
@@ -55,8 +57,8 @@ class RowEdge(wiring.Component):
         with m.If(self.enable):
             m.d.comb += [row.valid.eq(1), row.first.eq(self.first)]
             m.d.comb += [row.exponent.eq(exponent), row.infinite.eq(infinite), row.nan.eq(nan)]
-            for i, (significand, each) in enumerate(zip(significands, unpacked, strict=True)):
-                m.d.comb += [row.significands[i].eq(significand), row.negative[i].eq(each.negative)]
+            for i, (significand, sign) in enumerate(zip(significands, signs, strict=True)):
+                m.d.comb += [row.significands[i].eq(significand), row.negative[i].eq(sign)]
         m.d.sync += self.row.eq(row)
         return m
 
