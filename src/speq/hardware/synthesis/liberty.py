@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -87,7 +87,8 @@ class Library:
         areas = [
             cell.area
             for cell in self.cells.values()
-            if len(cell.pins) == 3 and any(pin.function and pattern.fullmatch(pin.function) for pin in cell.pins.values())
+            if len(cell.pins) == 3
+            and any(pin.function and pattern.fullmatch(pin.function) for pin in cell.pins.values())
         ]
         if not areas:
             raise SpeqError(f"{self.path}: no NAND of two inputs, which areas are compared with")
