@@ -9,6 +9,9 @@ from speq.errors import SpeqError
 LANES = 4
 """Draft products of a processing element per cycle, and FP16 values of one row in an activation beat."""
 
+GROUP_SIZES = tuple(LANES << shift for shift in range(8))
+"""Inputs that may share a scale; the formats use 32, 64 and 128."""
+
 SCALER_LATENCY = 3
 """Cycles from a group's sum to its scaled and added result: multiply, add, round."""
 
@@ -16,7 +19,7 @@ GROUP_SPACING = SCALER_LATENCY + 1
 """Least cycles between the last steps of two groups of the same outputs: the second adds to what the first wrote."""
 
 COMMAND_TO_STEP = 4
-"""Cycles from a job's transfer to its first step: queue, request, buffer, step; beats arrive the cycle after a request."""
+"""Cycles from a job's transfer to its first step: queue, request, buffer, step. Beats arrive from the next cycle on."""
 
 STEP_TO_RESULT = 4 + SCALER_LATENCY
 """Cycles from the last step of an output to its transfer, besides the latency of the processing element: operand
@@ -53,7 +56,8 @@ class ArrayParameters:
 class Gemm:
     """One job of the array: ``[tokens, inputs] @ [inputs, outputs]``, as a draft from codes or exactly.
 
-    ``group_size`` is the number of consecutive inputs that share a scale, a multiple of 4; only drafts use it.
+    ``group_size`` is the number of consecutive inputs that share a scale, a power of two from 4 to 512; only drafts use
+    it.
 
     Raises:
         SpeqError: a size is out of range.
@@ -70,5 +74,5 @@ class Gemm:
             value = getattr(self, name)
             if not 1 <= value < high:
                 raise SpeqError(f"matrix product: {name} is {value}; it must be from 1 to {high - 1}")
-        if self.group_size % LANES or not LANES <= self.group_size <= 252:
-            raise SpeqError(f"matrix product: group size {self.group_size} is not a multiple of 4 from 4 to 252")
+        if self.group_size not in GROUP_SIZES:
+            raise SpeqError(f"matrix product: group size {self.group_size} is not a power of two from 4 to 512")
