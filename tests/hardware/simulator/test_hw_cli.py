@@ -72,11 +72,13 @@ def test_simulate_replays_a_trace(hw, tmp_path):
     assert {kind: one["count"] for kind, one in data["passes"].items()} == {"prefill": 1, "draft": 5, "verify": 2}
 
 
-def test_settings_change_one_run(hw, tmp_path):
+def test_settings_change_one_run_also_of_a_file_of_ones_own(hw, tmp_path):
     seconds = []
+    mine = tmp_path / "my.fp16.toml"
+    mine.write_text((BUILTIN / "accelerators" / "fp16.toml").read_text())
     for setting in ("memory.peak_bandwidth=25.6", "memory.peak_bandwidth=12.8"):
         report = tmp_path / "run.json"
-        assert hw("simulate", "fp16", "smollm2-135m", "--new-tokens", 8, "--set", setting, "--json", report)[0] == 0
+        assert hw("simulate", mine, "smollm2-135m", "--new-tokens", 8, "--set", setting, "--json", report)[0] == 0
         seconds.append(json.loads(report.read_text())["seconds"])
     assert 1.6 < seconds[1] / seconds[0] < 2.0
 
