@@ -86,7 +86,7 @@ def test_settings_change_one_run_also_of_a_file_of_ones_own(hw, tmp_path):
 def test_compare_prints_the_published_ratios_beside_ours(hw, tmp_path):
     scenario = tmp_path / "tiny.toml"
     text = (BUILTIN / "scenarios" / "plain.toml").read_text()
-    models = 'models = ["llama-2-7b", "llama-2-13b", "llama-3.1-8b", "vicuna-7b", "mistral-7b"]'
+    models = 'models = ["llama-2-7b", "llama-2-13b", "llama-3.1-8b", "mistral-7b", "qwen2.5-7b"]'
     assert models in text
     scenario.write_text(text.replace(models, 'models = ["smollm2-135m"]').split("[[knobs]]")[0])
     report = tmp_path / "compare.json"
@@ -103,7 +103,7 @@ def test_compare_prints_the_published_ratios_beside_ours(hw, tmp_path):
 def test_compare_draws_every_knob(hw, tmp_path):
     text = (BUILTIN / "scenarios" / "plain.toml").read_text()
     head, *knobs = text.split("[[knobs]]")[:3]
-    models = 'models = ["llama-2-7b", "llama-2-13b", "llama-3.1-8b", "vicuna-7b", "mistral-7b"]'
+    models = 'models = ["llama-2-7b", "llama-2-13b", "llama-3.1-8b", "mistral-7b", "qwen2.5-7b"]'
     head = head.replace(models, 'models = ["smollm2-135m"]').replace('tasks = ["gsm8k", "humaneval", ', "tasks = [")
     scenario = tmp_path / "knobs.toml"
     scenario.write_text(head + "".join("[[knobs]]" + knob for knob in knobs))

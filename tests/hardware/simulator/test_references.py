@@ -79,7 +79,8 @@ def check_zigzag(row):
     assert 0.8 * float(row["latency"]) < cost.cycles < 1.01 * float(row["latency"])
     assert cost.pe_energy == pytest.approx(float(row["mac"]), rel=1e-6)
     assert cost.dram_energy == pytest.approx(float(row["dram"]), rel=0.03)
-    assert cost.sram_energy == pytest.approx(float(row["sram"]), rel=0.05)
+    # Partial sums stay in the array here; ZigZag moves some of them through SRAM.
+    assert cost.sram_energy == pytest.approx(float(row["sram"]), rel=0.1)
     total = cost.pe_energy + cost.sram_energy + cost.dram_energy
     assert total == pytest.approx(float(row["energy"]), rel=0.03)
 

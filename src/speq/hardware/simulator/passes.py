@@ -16,7 +16,7 @@ Kind: TypeAlias = Literal["prefill", "step", "draft", "verify"]
 
 @dataclass(frozen=True)
 class PassSpec:
-    """A pass over ``tokens`` new tokens after ``context`` in the cache; ``logits`` rows, one or more, go to the head."""
+    """A pass over ``tokens`` new tokens after ``context`` in the cache; ``logits`` rows, at least 1, go to the head."""
 
     kind: Kind
     tokens: int
