@@ -75,7 +75,7 @@ def check_zigzag(row):
     # ZigZag adds the first load and the last store, which here overlap with the layers around: nothing in a layer bound
     # by DRAM, up to a fifth in one bound by computation.
     bound = row["latency"] if cost.bound == "dram" else row["computing"]
-    assert cost.cycles == pytest.approx(float(bound), rel=0.01)
+    assert cost.cycles == pytest.approx(float(bound), rel=0.03)
     assert 0.8 * float(row["latency"]) < cost.cycles < 1.01 * float(row["latency"])
     assert cost.pe_energy == pytest.approx(float(row["mac"]), rel=1e-6)
     assert cost.dram_energy == pytest.approx(float(row["dram"]), rel=0.03)
