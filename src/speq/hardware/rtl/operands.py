@@ -23,8 +23,9 @@ ROW_OPERANDS = data.StructLayout(
 )
 """One operation's activations, unpacked once for all elements of a row.
 
-Exact mode has the same significand and sign in every lane; draft mode has four that are aligned to one exponent. The exponent is
-0 exactly when all of them are zero. Without ``valid``, everything but ``draft`` is zero, which adds nothing to a sum.
+Exact mode has the same significand and sign in every lane; draft mode has four that are aligned to one exponent. The
+exponent is 0 exactly when all of them are zero. Without ``valid``, everything but ``draft`` is zero, which adds nothing
+to a sum.
 """
 
 PRODUCT = data.StructLayout({"mantissa": signed(PRODUCT_BITS + 1), "exponent": 6, "flags": 2, "first": 1})

@@ -1,7 +1,7 @@
 """P2: the weight's significand of 11 bits in slices of 3, 3, 3 and 2; a lane multiplies one of them.
 
-In exact mode all lanes have the same activation, and lane ``i`` is worth ``8**i``. In draft mode each has its own, and its
-slice has a single one: level ``2**c`` is bit ``c % 3`` of a slice worth ``8**(c // 3)``. So the only difference
+In exact mode all lanes have the same activation, and lane ``i`` is worth ``8**i``. In draft mode each has its own, and
+its slice has a single one: level ``2**c`` is bit ``c % 3`` of a slice worth ``8**(c // 3)``. So the only difference
 between the modes is where the slice and its place come from; shifters, signs and the adder of four are the same.
 """
 

@@ -40,4 +40,3 @@ class P3(Core):
                 one, two, negative = one & ~draft, two & ~draft, (minus ^ sign) & ~draft
                 heap.add_negated_if(negative, times_digit(row.significands[0], one, two, negative), 2 * i)
         return heap.sum(m).as_signed()
-

