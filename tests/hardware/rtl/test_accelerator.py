@@ -66,7 +66,9 @@ def test_many_stalls_change_nothing(simulation, check_bench, seed, shares):
 def _under_stalls(simulation, check_bench, seed, shares):
     rng = np.random.default_rng(seed)
     jobs = [random_size(rng, 4, 12, 4) for _ in range(int(rng.integers(1, 4)))]
-    stalls = {name: RandomStall(seed + index, share) for index, (name, share) in enumerate(zip(STREAMS, shares, strict=True))}
+    stalls = {
+        name: RandomStall(seed + index, share) for index, (name, share) in enumerate(zip(STREAMS, shares, strict=True))
+    }
     bench = run(simulation, check_bench, jobs, rng, stalls)
     # Nothing is asked for twice: every block of outputs reads its lines once.
     lines = {name: 0 for name in OPERANDS}

@@ -35,7 +35,9 @@ def random_operands(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 def corners() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     grid = np.meshgrid(NUMBERS + SPECIAL, SCALES, NUMBERS + SPECIAL)
-    return tuple(part.ravel().astype(dtype) for part, dtype in zip(grid, (np.uint32, np.uint16, np.uint32), strict=True))
+    return tuple(
+        part.ravel().astype(dtype) for part, dtype in zip(grid, (np.uint32, np.uint16, np.uint32), strict=True)
+    )
 
 
 def exact(bits: int) -> Fraction:

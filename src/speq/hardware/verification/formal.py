@@ -32,11 +32,12 @@ class Harness(wiring.Component):
 
     def __init__(self, build: Callable[[Module], None]) -> None:
         self._build = build
+        self.clock = ClockDomain("sync", reset_less=True)
         super().__init__({})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.domains.sync = ClockDomain(reset_less=True)
+        m.domains.sync = self.clock
         self._build(m)
         return m
 
@@ -58,7 +59,7 @@ def prove(harness: Harness, depth: int, *, induction: bool = True) -> None:
     with tempfile.TemporaryDirectory(prefix="speq-proof-") as name:
         directory = Path(name)
         # Amaranth takes the names of instances for those of modules; these two are cells that yosys knows.
-        text = rtlil.convert(harness, name="harness").replace("cell \\$any", "cell $any")
+        text = rtlil.convert(harness, name="harness", ports=[harness.clock.clk]).replace("cell \\$any", "cell $any")
         (directory / "harness.il").write_text(text)
         commands = [
             "read_rtlil harness.il",
