@@ -1,8 +1,7 @@
-"""What the hardware tests share: skipping without the extra, one compiled simulation per design, and a coverage table."""
+"""What the hardware tests share: one compiled simulation per design, and tables of what was covered."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from speq.hardware.verification.coverage import Coverage
 
 COVERAGE = Coverage()
-needs_hardware = pytest.mark.skipif(importlib.util.find_spec("amaranth") is None, reason="needs speq[hardware]")
+CYCLES: list[tuple[Any, ...]] = []
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +20,23 @@ def hardware_coverage() -> Coverage:
     return COVERAGE
 
 
+@pytest.fixture(scope="session")
+def cycle_table() -> list[tuple[Any, ...]]:
+    """Variant, array, jobs, cycles of the Verilog and of the formula; summed up at the end."""
+    return CYCLES
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if CYCLES:
+        terminalreporter.section("cycles of queues of matrix products: Verilog in Verilator and formula")
+        for design in dict.fromkeys(row[:2] for row in CYCLES):
+            rows = [row for row in CYCLES if row[:2] == design]
+            jobs = sum(len(row[2]) for row in rows)
+            equal = sum(row[3] == row[4] for row in rows)
+            terminalreporter.write_line(
+                f"{design[0]} {design[1].rows:3} x {design[1].columns:<3} {len(rows):4} queues of {jobs:4} products, "
+                f"{sum(row[3] for row in rows):9,} = {sum(row[4] for row in rows):9,} cycles, {equal} equal"
+            )
     if COVERAGE.counts:
         terminalreporter.section("operands by PE variant, mode and kind")
         for line in COVERAGE.table():

@@ -1,8 +1,8 @@
 """Matrix products as the array computes them, bit for bit.
 
-An output is a function of its token's activations and its channel's weights alone: inputs in ascending order, one sum in
-an exact pass; in a draft pass one sum per group, scaled and added to the groups before it. Neither the number of tokens
-nor the size of the array nor anything else that it does can change it.
+An output is a function of its token's activations and its channel's weights alone: inputs in ascending order, one sum
+in an exact pass; in a draft pass one sum per group, scaled and added to the groups before it. Neither the number of
+tokens nor the size of the array nor anything else that it does can change it.
 """
 
 from __future__ import annotations

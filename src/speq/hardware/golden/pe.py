@@ -179,9 +179,10 @@ def _shift(value: NDArray[np.int64], distance: NDArray[np.int64], rounding: Roun
 def _normalise(
     mantissa: NDArray[np.int64], exponent: NDArray[np.int64], parameters: AccumulatorParameters
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Redundant sign bits out, as far as the exponent allows; the bit that catches a carry stays free."""
+    """Redundant sign bits out, as far as the exponent allows, but for the carry bit; 0 gets exponent 0."""
     magnitude = np.where(mantissa < 0, ~mantissa, mantissa)
     distance = np.minimum(parameters.width - 2 - _bit_length(magnitude), exponent)
+    distance = np.where(mantissa == 0, exponent, distance)
     return mantissa << distance, exponent - distance
 
 

@@ -88,7 +88,7 @@ def shift_right(m: Module, value: Value, distance: Value, parameters: Accumulato
 
 
 def normalise(m: Module, mantissa: Value, exponent: Value) -> tuple[Value, Value]:
-    """Shift redundant sign bits out to the left, as far as the exponent allows; the second bit is kept for a carry."""
+    """Redundant sign bits out, as far as the exponent allows, but for the carry bit; 0 gets exponent 0."""
     for i in reversed(range((len(mantissa) - 2).bit_length())):
         step = 1 << i
         redundant = mantissa[-2 - step :]
@@ -99,4 +99,4 @@ def normalise(m: Module, mantissa: Value, exponent: Value) -> tuple[Value, Value
         m.d.comb += new_mantissa.eq(Mux(move, mantissa << step, mantissa))
         m.d.comb += new_exponent.eq(exponent - (move << i))
         mantissa, exponent = new_mantissa, new_exponent
-    return mantissa, exponent
+    return mantissa, Mux(mantissa.any(), exponent, 0)

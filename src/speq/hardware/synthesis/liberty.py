@@ -129,6 +129,8 @@ def _parse(tokens: list[str], at: int, group: Group) -> int:
             else:
                 group.attributes[name] = arguments
                 at = end + 1
+    if at >= len(tokens) and group.kind:
+        raise ValueError(f"a {group.kind} has no end")
     return at + 1
 
 

@@ -22,13 +22,17 @@ from speq.hardware.rtl.p1 import P1
 from speq.hardware.rtl.p2 import P2
 from speq.hardware.rtl.p3 import P3
 from speq.hardware.rtl.row_edge import RowEdge
-from speq.hardware.synthesis.energy import dot_products, energy_per_operation
+from speq.hardware.synthesis.energy import energy_per_operation
 from speq.hardware.synthesis.flow import synthesise
 from speq.hardware.synthesis.netlist import Netlist
+from speq.hardware.verification.operations import dot_products
 
 VARIANTS: dict[str, type[Core]] = {"P0": P0, "P1": P1, "P2": P2, "P3": P3}
 
 WEIGHT_BITS = 16
+
+CYCLES, ELEMENTS = 128, 64
+"""The operations that energies are means of: 64 dot products of 128 steps."""
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with a label, what is done and the total."""
@@ -135,8 +139,8 @@ def _measure(name: str, netlist: Netlist, edge: Netlist, columns: int, drafts: b
         delay=netlist.delay,
         shared_area=shared,
         systolic_area=shared + flip_flop * (len(edge.flip_flops) + WEIGHT_BITS),
-        exact_energy=energy_per_operation(netlist, dot_products(draft=False)),
-        draft_energy=energy_per_operation(netlist, dot_products(draft=True)) if drafts else None,
+        exact_energy=energy_per_operation(netlist, dot_products(False, CYCLES, ELEMENTS)),
+        draft_energy=energy_per_operation(netlist, dot_products(True, CYCLES, ELEMENTS)) if drafts else None,
     )
 
 

@@ -25,7 +25,8 @@ def random_product(rng: np.random.Generator, size: Gemm, *, special: float = 0.0
     tokens, inputs, outputs = size.tokens, size.inputs, size.outputs
     spread = 2.0 ** rng.integers(-8, 6, (tokens, 1))
     activations = (rng.standard_normal((tokens, inputs)) * spread).astype(np.float16).view(np.uint16)
-    table = bin_exponents(int(rng.integers(8, 17)))
+    # With a table this high, words that no encoder writes decode to infinities and NaN as well.
+    table = bin_exponents(int(rng.choice([29, 30]) if rng.random() < special else rng.integers(8, 17)))
     weights = (rng.standard_normal((outputs, inputs)) * 0.2).clip(-1.9, 1.9).astype(np.float16).view(np.uint16)
     codes, residuals, _ = split(weights, table)
     any_word = rng.random(codes.shape) < special
@@ -41,9 +42,7 @@ def random_product(rng: np.random.Generator, size: Gemm, *, special: float = 0.0
     return Product(activations, Weights(codes, residuals, scales, table, size.group_size), size.draft)
 
 
-def random_size(
-    rng: np.random.Generator, tokens: int, inputs: int, outputs: int, *, drafts: bool = True
-) -> Gemm:
+def random_size(rng: np.random.Generator, tokens: int, inputs: int, outputs: int, *, drafts: bool = True) -> Gemm:
     """A size up to these, in any mode, in groups of 4 to 32."""
     return Gemm(
         int(rng.integers(1, tokens + 1)),
