@@ -88,8 +88,17 @@ def products(significands, negative, codes):
     return [Mux(sign, -magnitude, magnitude) for sign, magnitude in zip(signs, magnitudes, strict=True)]
 
 
-@pytest.mark.parametrize("lane", range(4))
-@pytest.mark.parametrize("name", DRAFTING)
+FAST = ("P3", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "lane"),
+    [
+        pytest.param(name, lane, marks=[] if (name, lane) == FAST else pytest.mark.slow)
+        for name in DRAFTING
+        for lane in range(4)
+    ],
+)
 def test_a_lane_multiplies_by_a_power_of_two(name, lane):
     def build(m):
         mantissa, significands, negative, codes = draft_mantissa(m, name)
