@@ -1,4 +1,4 @@
-"""What the hardware tests share: skipping without the extra, one compiled simulation per design, and a coverage table."""
+"""What the hardware tests share: one compiled simulation per design, and tables of what was covered."""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ def test_formula_equals_counting():
         jobs = random_jobs(rng, int(rng.integers(1, 4)))
         assert queue_cycles(jobs, array) == counted(jobs, array), (array, jobs)
         job = jobs[0]
-        assert array_cycles(job.tokens, job.inputs, job.outputs, job.draft, array, job.group_size) == counted([job], array)
+        assert array_cycles(job.tokens, job.inputs, job.outputs, job.draft, array, job.group_size) == counted(
+            [job], array
+        )
 
 
 def test_jobs_add_up():

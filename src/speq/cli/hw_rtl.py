@@ -1,11 +1,11 @@
-"""`speq hw synth`: what the processing elements cost."""
+"""`speq hw synth` and `emit`: what the processing elements cost, and the Verilog of them and of their array."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -86,3 +86,48 @@ def _write(path: Path, text: str) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".speq-", delete=False, encoding="utf-8") as file:
         file.write(text)
     Path(file.name).replace(path)
+
+
+@click.command()
+@click.argument("level", type=click.Choice(["pe", "tile", "array"]))
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--pe",
+    "variant",
+    type=click.Choice(["P0", "P1", "P2", "P3"], case_sensitive=False),
+    default="P3",
+    show_default=True,
+)
+@click.option("--rows", type=int, default=8, show_default=True, help="Tokens computed at once.")
+@click.option("--columns", type=int, default=16, show_default=True, help="Output channels computed at once.")
+@click.option("--burst", type=int, default=16, show_default=True, help="Beats per request for an operand.")
+@click.option("--fraction-bits", type=int, default=3, show_default=True, help="Accumulator bits below a product's.")
+@click.option("--integer-bits", type=int, default=1, show_default=True, help="Accumulator bits above a product's.")
+@click.option("--rounding", type=click.Choice(["truncate", "nearest_even"]), default="nearest_even", show_default=True)
+@click.option("--normalise", is_flag=True, help="Normalise the accumulator after every addition.")
+def emit(
+    level: Literal["pe", "tile", "array"],
+    directory: Path,
+    variant: str,
+    rows: int,
+    columns: int,
+    burst: int,
+    **accumulator: Any,
+) -> None:
+    """Write the Verilog of one processing element, a tile of them, or the whole array with its controller.
+
+    DIRECTORY gets one file per module and is made if need be; the names of the files are printed, the top module's
+    first. P0 has no draft mode: an array of it must not be given drafts.
+    """
+    try:
+        from speq.hardware.array_parameters import ArrayParameters
+        from speq.hardware.parameters import AccumulatorParameters
+        from speq.hardware.rtl.element import ProcessingElement
+        from speq.hardware.rtl.emit import emit as emit_verilog
+        from speq.hardware.synthesis.table import VARIANTS
+    except ModuleNotFoundError as error:
+        raise SpeqError("speq hw needs the hardware extra: pip install 'speq[hardware]'") from error
+
+    array = ArrayParameters(rows, columns, ProcessingElement.LATENCY, burst)
+    for path in emit_verilog(level, directory, array, AccumulatorParameters(**accumulator), VARIANTS[variant]):
+        click.echo(path)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-pytest.importorskip("amaranth", reason="needs speq[hardware]")
-
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +16,7 @@ from speq.hardware.verification.vectors import random_product, random_size
 
 SMALL = ArrayParameters(rows=2, columns=2, burst=8)
 STREAMS = ("jobs", "results", *OPERANDS, *(f"{operand}_requests" for operand in OPERANDS))
-ANY = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+ANY = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture], "derandomize": True}
 
 
 def anything(rng):
@@ -66,10 +63,12 @@ def test_many_stalls_change_nothing(simulation, check_bench, seed, shares):
 def _under_stalls(simulation, check_bench, seed, shares):
     rng = np.random.default_rng(seed)
     jobs = [random_size(rng, 4, 12, 4) for _ in range(int(rng.integers(1, 4)))]
-    stalls = {name: RandomStall(seed + index, share) for index, (name, share) in enumerate(zip(STREAMS, shares, strict=True))}
+    stalls = {
+        name: RandomStall(seed + index, share) for index, (name, share) in enumerate(zip(STREAMS, shares, strict=True))
+    }
     bench = run(simulation, check_bench, jobs, rng, stalls)
     # Nothing is asked for twice: every block of outputs reads its lines once.
-    lines = {name: 0 for name in OPERANDS}
+    lines = dict.fromkeys(OPERANDS, 0)
     for job in jobs:
         blocks = -(-job.outputs // SMALL.columns) * -(-job.tokens // SMALL.rows)
         fours = -(-job.inputs // 4)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-pytest.importorskip("amaranth", reason="needs speq[hardware]")
-
 from amaranth.hdl import Module, Value
 from amaranth.sim import Simulator
 

@@ -7,8 +7,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-pytest.importorskip("amaranth", reason="needs speq[hardware]")
-
 from speq.hardware.array_parameters import SCALER_LATENCY
 from speq.hardware.golden.scaler import NAN, multiply_add
 from speq.hardware.rtl.scaler import Scaler
@@ -35,7 +33,9 @@ def random_operands(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 def corners() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     grid = np.meshgrid(NUMBERS + SPECIAL, SCALES, NUMBERS + SPECIAL)
-    return tuple(part.ravel().astype(dtype) for part, dtype in zip(grid, (np.uint32, np.uint16, np.uint32), strict=True))
+    return tuple(
+        part.ravel().astype(dtype) for part, dtype in zip(grid, (np.uint32, np.uint16, np.uint32), strict=True)
+    )
 
 
 def exact(bits: int) -> Fraction:

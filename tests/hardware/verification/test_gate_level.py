@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("amaranth", reason="needs speq[hardware]")
-
 from speq.errors import SpeqError
 from speq.hardware.e3m0 import TOPS, bin_exponents
 from speq.hardware.golden.decoder import decode

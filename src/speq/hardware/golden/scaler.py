@@ -37,7 +37,9 @@ def multiply_add(
     nothing = (sum_mantissa == 0) | (scale_mantissa == 0)
     position = np.where(nothing, 35, np.minimum(addend_exponent - sum_exponent - scale_exponent + 135, 35))
     far = np.maximum(-position, 0)
-    shifted = np.where(position >= 0, addend_mantissa << np.maximum(position, 0), addend_mantissa >> np.minimum(far, 25))
+    shifted = np.where(
+        position >= 0, addend_mantissa << np.maximum(position, 0), addend_mantissa >> np.minimum(far, 25)
+    )
     lost = (shifted & 0) | ((addend_mantissa & ((1 << np.minimum(far, 25)) - 1)) != 0)
     addend = shifted | lost
     product = (sum_mantissa * scale_mantissa) << 1

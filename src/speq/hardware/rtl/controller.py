@@ -40,7 +40,9 @@ class Controller(wiring.Component):
         for operand, shape in SHAPES.items():
             operands[f"{operand.value}_requests"] = Out(stream.Signature(request_layout(array)))
             operands[operand.value] = In(stream.Signature(shape(array)))
-        super().__init__({"jobs": In(stream.Signature(JOB)), **operands, "step": Out(step_layout(array)), "taken": In(1)})
+        super().__init__(
+            {"jobs": In(stream.Signature(JOB)), **operands, "step": Out(step_layout(array)), "taken": In(1)}
+        )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

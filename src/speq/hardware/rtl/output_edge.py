@@ -16,9 +16,9 @@ from amaranth.lib.wiring import In, Out
 
 from speq.hardware.array_parameters import SCALER_LATENCY, STEP_TO_RESULT, ArrayParameters
 from speq.hardware.parameters import AccumulatorParameters
-from speq.hardware.rtl.operands import accumulator_layout
 from speq.hardware.rtl.job import result_layout, sum_layout
 from speq.hardware.rtl.normalise import Normalise
+from speq.hardware.rtl.operands import accumulator_layout
 from speq.hardware.rtl.parts import Parts, inline
 from speq.hardware.rtl.scaler import Scaler
 from speq.hardware.rtl.streams import Queue

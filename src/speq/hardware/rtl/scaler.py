@@ -45,9 +45,7 @@ class Scaler(wiring.Component):
         sum_none, scale_none = self.sum.exponent == 0, self.scale.exponent == 0
         sum_full, scale_full = self.sum.exponent == 0xFF, self.scale.exponent == 0xFF
         m.d.sync += [
-            product.eq(
-                Mux(sum_none | scale_none, 0, Cat(self.sum.fraction, 1)[:24] * Cat(self.scale.fraction, 1)[:8])
-            ),
+            product.eq(Mux(sum_none | scale_none, 0, Cat(self.sum.fraction, 1)[:24] * Cat(self.scale.fraction, 1)[:8])),
             product_sign.eq(self.sum.sign ^ self.scale.sign),
             exponent.eq(self.sum.exponent + self.scale.exponent),
             nothing.eq(sum_none | scale_none),
@@ -94,9 +92,7 @@ class Scaler(wiring.Component):
         normalised, shift = shift_left_normalised(m, total, top_exponent - 1)
         odd, guard, below = normalised[37], normalised[36], normalised[:36].any()
         rounded = Signal(34)
-        m.d.comb += rounded.eq(
-            ((top_exponent - shift - 1)[:10] << 23) + normalised[37:] + (guard & (odd | below))
-        )
+        m.d.comb += rounded.eq(((top_exponent - shift - 1)[:10] << 23) + normalised[37:] + (guard & (odd | below)))
         overflow = rounded >= INFINITY
         finite = Cat(Mux(total == 0, 0, Mux(overflow, INFINITY, rounded[:31])), sign)
         m.d.sync += self.result.eq(Mux(kind.given, kind.bits, finite))

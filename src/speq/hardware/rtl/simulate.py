@@ -43,8 +43,8 @@ class Simulation:
     ) -> Bench:
         """Run products, queued without a pause; the bench holds results and cycles.
 
-        ``memory`` replaces what :func:`speq.hardware.golden.memory.store` makes of the products; ``stalls`` are those of
-        :class:`Bench`. Raises AssertionError if the last result has not come after ``limit`` cycles.
+        ``memory`` replaces what :func:`speq.hardware.golden.memory.store` makes of the products; ``stalls`` are those
+        of :class:`Bench`. Raises AssertionError if the last result has not come after ``limit`` cycles.
         """
         memory = memory or store(products, self.array)
         if self._bench is not None:

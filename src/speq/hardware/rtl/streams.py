@@ -1,7 +1,7 @@
 """Streams with back-pressure: the queue that every stream of the array goes through, and test bench ends for them.
 
-A stream is ``amaranth.lib.stream``: payload, valid, ready. A transfer happens in a cycle in which both are 1; once valid,
-a payload stays as it is until it is taken.
+A stream is ``amaranth.lib.stream``: payload, valid, ready. A transfer happens in a cycle in which both are 1; once
+valid, a payload stays as it is until it is taken.
 """
 
 from __future__ import annotations

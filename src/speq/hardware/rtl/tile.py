@@ -17,9 +17,9 @@ from amaranth.lib.wiring import In, Out
 
 from speq.hardware.array_parameters import LANES, ArrayParameters
 from speq.hardware.parameters import AccumulatorParameters
-from speq.hardware.rtl.operands import accumulator_layout
 from speq.hardware.rtl.column_edge import ColumnEdge
 from speq.hardware.rtl.core import Core
+from speq.hardware.rtl.operands import accumulator_layout
 from speq.hardware.rtl.parts import Parts, inline
 from speq.hardware.rtl.row_edge import RowEdge
 

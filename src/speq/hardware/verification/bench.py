@@ -1,7 +1,7 @@
 """The world around the accelerator, cycle by cycle: memories that answer requests, a queue of jobs, a taker of results.
 
-Plain Python over integers, so that the Amaranth simulator and cocotb run the very same bench: in every cycle a simulator
-applies :meth:`Bench.inputs`, and hands the outputs of that cycle to :meth:`Bench.observe`.
+Plain Python over integers, so that the Amaranth simulator and cocotb run the very same bench: in every cycle a
+simulator applies :meth:`Bench.inputs`, and hands the outputs of that cycle to :meth:`Bench.observe`.
 """
 
 from __future__ import annotations

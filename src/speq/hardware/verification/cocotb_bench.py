@@ -42,7 +42,7 @@ class Outputs(Mapping[str, int]):
         return len(self._handles)
 
 
-@cocotb.test()
+@cocotb.test()  # type: ignore[untyped-decorator]
 async def run(dut: Any) -> None:
     """All benches, each after a reset."""
     path = Path(os.environ["SPEQ_BENCH"])

@@ -36,8 +36,10 @@ class Coverage:
             self.counts[variant, mode, kind] += count
 
     def table(self) -> list[str]:
-        """Lines: a kind of number, and how often each variant met it in each mode; '-' where a mode has no such kind."""
-        columns = sorted({(variant, mode) for variant, mode, _ in self.counts}, key=lambda c: (c[0], -MODES.index(c[1])))
+        """Lines: a kind of number, and how often each variant met it in each mode; '-' where a mode has none."""
+        columns = sorted(
+            {(variant, mode) for variant, mode, _ in self.counts}, key=lambda c: (c[0], -MODES.index(c[1]))
+        )
         kinds = list(dict.fromkeys(kind for _, _, kind in self.counts))
         lines = [" " * 21 + "".join(f"{f'{variant} {mode}':>14}" for variant, mode in columns)]
         for kind in sorted(kinds):

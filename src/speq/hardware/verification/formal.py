@@ -1,8 +1,8 @@
 """Proofs about small designs: yosys turns a harness into a transition system, z3 looks for a way to break an assertion.
 
-A harness holds ``Assert`` and ``Assume`` from ``amaranth.hdl``; what :func:`free` makes is chosen by the solver, anew in
-every cycle. The base case starts from reset and covers ``depth`` cycles; by
-induction on top of it the assertions hold for ever.
+A harness holds ``Assert`` and ``Assume`` from ``amaranth.hdl``; what :func:`free` makes is chosen by the solver, anew
+in every cycle. The base case starts from reset and covers ``depth`` cycles; with induction on top of it the assertions
+hold for ever.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ class Harness(wiring.Component):
 
     def __init__(self, build: Callable[[Module], None]) -> None:
         self._build = build
+        self.clock = ClockDomain("sync", reset_less=True)
         super().__init__({})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.domains.sync = ClockDomain(reset_less=True)
+        m.domains.sync = self.clock
         self._build(m)
         return m
 
@@ -58,7 +59,7 @@ def prove(harness: Harness, depth: int, *, induction: bool = True) -> None:
     with tempfile.TemporaryDirectory(prefix="speq-proof-") as name:
         directory = Path(name)
         # Amaranth takes the names of instances for those of modules; these two are cells that yosys knows.
-        text = rtlil.convert(harness, name="harness").replace("cell \\$any", "cell $any")
+        text = rtlil.convert(harness, name="harness", ports=[harness.clock.clk]).replace("cell \\$any", "cell $any")
         (directory / "harness.il").write_text(text)
         commands = [
             "read_rtlil harness.il",

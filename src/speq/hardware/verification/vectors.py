@@ -42,9 +42,7 @@ def random_product(rng: np.random.Generator, size: Gemm, *, special: float = 0.0
     return Product(activations, Weights(codes, residuals, scales, table, size.group_size), size.draft)
 
 
-def random_size(
-    rng: np.random.Generator, tokens: int, inputs: int, outputs: int, *, drafts: bool = True
-) -> Gemm:
+def random_size(rng: np.random.Generator, tokens: int, inputs: int, outputs: int, *, drafts: bool = True) -> Gemm:
     """A size up to these, in any mode, in groups of 4 to 32."""
     return Gemm(
         int(rng.integers(1, tokens + 1)),

@@ -70,7 +70,8 @@ class CompiledArray:
             log_file=log,
         )
         failed = [case for case in xml.parse(report).iter("testcase") if case.find("failure") is not None]
-        assert done.exists() and not failed, f"the simulation failed; see {log}"
+        if failed or not done.exists():
+            raise AssertionError(f"the simulation failed; see {log}")
         finished: list[Bench] = pickle.loads(done.read_bytes())
         return finished
 
