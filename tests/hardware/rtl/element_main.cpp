@@ -2,6 +2,7 @@
 #include <array>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 
 #include "Vpe.h"
@@ -18,12 +19,6 @@ int main(int, char** argv) {
     auto context = std::make_unique<VerilatedContext>();
     auto element = std::make_unique<Vpe>(context.get());
     element->rst = 0;
-    auto tick = [&] {
-        for (int level : {0, 1}) {
-            element->clk = level;
-            element->eval();
-        }
-    };
     Operation operation{};
     for (long cycle = 0, end = -1; end < 0 || cycle < end; ++cycle) {
         if (end < 0 && std::fread(&operation, sizeof operation, 1, stdin) != 1) {
@@ -39,6 +34,7 @@ int main(int, char** argv) {
         element->eval();
         const uint64_t sum = element->accumulator;
         if (cycle >= latency) std::fwrite(&sum, sizeof sum, 1, stdout);
-        tick();
+        element->clk = 1;
+        element->eval();
     }
 }

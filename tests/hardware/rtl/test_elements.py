@@ -14,7 +14,7 @@ from speq.hardware.rtl.element import ProcessingElement
 from speq.hardware.rtl.normalise import Normalise
 from speq.hardware.rtl.row_edge import RowEdge
 from speq.hardware.synthesis.table import VARIANTS
-from speq.hardware.verification.operations import accumulator_words, golden_sums, random_operations
+from speq.hardware.verification.operations import accumulator_words, cover, golden_sums, random_operations
 
 FORMATS = [
     AccumulatorParameters(),
@@ -51,7 +51,7 @@ def drive(design, operations):
     return [*pairs, (Value.cast(design.activations), packed)]
 
 
-def check_element(variant, parameters, cycles, seed):
+def check_element(coverage, variant, parameters, cycles, seed):
     operations = random_operations(np.random.default_rng(seed), cycles, 1, variant.DRAFTS)
     top = Module()
     top.submodules.element = element = ProcessingElement(parameters, variant)
@@ -66,23 +66,24 @@ def check_element(variant, parameters, cycles, seed):
     for cycle, state in enumerate(golden_sums(operations, parameters)):
         expected = [int(accumulator_words(state, parameters)[0]), int(to_float32(state, parameters)[0])]
         assert seen[cycle + element.LATENCY] == expected, cycle
+    cover(coverage, variant.__name__, operations)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_element_is_the_golden_model(name):
-    check_element(VARIANTS[name], FORMATS[0], 150, seed=0)
+def test_element_is_the_golden_model(hardware_coverage, name):
+    check_element(hardware_coverage, VARIANTS[name], FORMATS[0], 150, seed=0)
 
 
 @pytest.mark.parametrize("parameters", FORMATS[1:], ids=str)
-def test_every_kind_of_accumulator(parameters):
-    check_element(VARIANTS["P3"], parameters, 100, seed=1)
+def test_every_kind_of_accumulator(hardware_coverage, parameters):
+    check_element(hardware_coverage, VARIANTS["P3"], parameters, 100, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parameters", FORMATS, ids=str)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_many_operations(name, parameters):
-    check_element(VARIANTS[name], parameters, 1500, seed=2)
+def test_many_operations(hardware_coverage, name, parameters):
+    check_element(hardware_coverage, VARIANTS[name], parameters, 1500, seed=2)
 
 
 @pytest.mark.parametrize("lanes", [1, 4])

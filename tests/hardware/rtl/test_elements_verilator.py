@@ -22,6 +22,7 @@ from speq.hardware.verification.operations import (
     CORNERS,
     Operations,
     accumulator_words,
+    cover,
     golden_sums,
     random_operations,
 )
@@ -57,9 +58,9 @@ def compiled(request, tmp_path_factory):
     return variant, directory / "pe"
 
 
-def check(compiled, operations):
+def check(coverage, compiled, operations):
     """Each element's operations one after the other through one element, compared with the golden model."""
-    _, program = compiled
+    variant, program = compiled
     cycles, elements = operations.weights.shape
     records = np.zeros((elements, cycles), RECORD)
     records["activations"] = (operations.activations.astype(np.uint64) << np.arange(0, 64, 16, np.uint64)).sum(-1).T
@@ -70,6 +71,7 @@ def check(compiled, operations):
     seen = np.frombuffer(done.stdout, "<u8").reshape(elements, cycles)
     for cycle, state in enumerate(golden_sums(operations, PARAMETERS)):
         np.testing.assert_array_equal(seen[:, cycle], accumulator_words(state, PARAMETERS))
+    cover(coverage, variant.__name__, operations)
 
 
 def single(activations, weights, draft):
@@ -78,7 +80,7 @@ def single(activations, weights, draft):
     return Operations(activations, weights, yes & draft, yes, yes)
 
 
-def test_every_draft_product(compiled):
+def test_every_draft_product(hardware_coverage, compiled):
     if not compiled[0].DRAFTS:
         pytest.skip("the baseline has no draft mode")
     every = np.arange(1 << 20)
@@ -86,10 +88,10 @@ def test_every_draft_product(compiled):
         activations = np.zeros((1, 1 << 20, 4), np.uint16)
         activations[0, :, lane] = every & 0xFFFF
         weights = (every >> 16 << 4 * lane)[None].astype(np.uint16)
-        check(compiled, single(activations, weights, True))
+        check(hardware_coverage, compiled, single(activations, weights, True))
 
 
-def test_products_of_corners_and_random_patterns(compiled):
+def test_products_of_corners_and_random_patterns(hardware_coverage, compiled):
     rng = np.random.default_rng(0)
     signed = np.concatenate([CORNERS, CORNERS | 0x8000])
     a, w = (grid.ravel() for grid in np.meshgrid(signed, signed))
@@ -97,9 +99,9 @@ def test_products_of_corners_and_random_patterns(compiled):
     w = np.concatenate([w, rng.integers(0, 1 << 16, 1 << 19).astype(np.uint16)])
     activations = np.zeros((1, len(a), 4), np.uint16)
     activations[0, :, 0] = a
-    check(compiled, single(activations, w[None], False))
+    check(hardware_coverage, compiled, single(activations, w[None], False))
 
 
-def test_interleaved_operations(compiled):
+def test_interleaved_operations(hardware_coverage, compiled):
     variant, _ = compiled
-    check(compiled, random_operations(np.random.default_rng(1), 128, 4096, variant.DRAFTS))
+    check(hardware_coverage, compiled, random_operations(np.random.default_rng(1), 128, 4096, variant.DRAFTS))

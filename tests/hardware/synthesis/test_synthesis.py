@@ -13,12 +13,10 @@ from click.testing import CliRunner
 from speq.cli.hw_rtl import synth
 from speq.errors import SpeqError
 from speq.hardware.parameters import AccumulatorParameters
-from speq.hardware.synthesis.energy import energy_per_operation
 from speq.hardware.synthesis.flow import LIBRARIES, NEUTRAL, installed_libraries, synthesise
 from speq.hardware.synthesis.liberty import read_library, value_at
 from speq.hardware.synthesis.neutral import write_neutral_library
 from speq.hardware.synthesis.table import VARIANTS, compare, orders_agree
-from speq.hardware.verification.operations import dot_products
 
 TARGET = 1.35
 """Four draft products per cycle at no more than this times the baseline's area."""
@@ -107,15 +105,6 @@ def test_a_small_circuit_is_counted(tmp_path):
     assert (netlist.depth, netlist.delay) == (1, 1)
 
 
-def test_the_baseline_and_the_best_element():
-    """In the library that is always there; the others are in the slow tests."""
-    base, best = (synthesise(VARIANTS[name](AccumulatorParameters()), NEUTRAL) for name in ("P0", "P3"))
-    assert best.area <= TARGET * base.area
-    exact = energy_per_operation(base, dot_products(False, 32, 64))
-    draft = energy_per_operation(best, dot_products(True, 32, 64))
-    assert draft / 4 < exact / 2
-
-
 @pytest.mark.slow
 def test_all_elements_in_all_libraries(record_property):
     tables = [compare(library, AccumulatorParameters(), 16) for library in installed_libraries()]
@@ -147,6 +136,7 @@ def test_the_target_holds_for_other_accumulators(parameters):
 
 
 def test_the_command_prints_and_writes(tmp_path, monkeypatch):
+    """And the target is met in the library that is always there; the others are in the slow tests."""
     monkeypatch.setattr("speq.hardware.synthesis.table.VARIANTS", {name: VARIANTS[name] for name in ("P0", "P3")})
     path = tmp_path / "figures.json"
     done = CliRunner().invoke(synth, ["--library", NEUTRAL, "--columns", "8", "--json", str(path)])
@@ -155,7 +145,8 @@ def test_the_command_prints_and_writes(tmp_path, monkeypatch):
     (table,) = figures["tables"]
     assert [each["element"] for each in table["elements"]] == table["order"] == ["P0", "P3"]
     base, best = table["elements"]
-    assert best["ratios"]["area"] == best["area"] / base["area"]
+    assert best["ratios"]["area"] == best["area"] / base["area"] <= TARGET
+    assert best["draft_energy"] / 4 < base["exact_energy"] / 2
     plain, drafting = table["edge_areas"]
     assert best["shared_area"] == best["area"] + drafting / 8
     assert base["shared_area"] == base["area"] + plain / 8

@@ -14,13 +14,13 @@ from speq.hardware.rtl.decoder import Decoder
 from speq.hardware.synthesis.flow import LIBRARIES, NEUTRAL, synthesise
 from speq.hardware.synthesis.table import VARIANTS
 from speq.hardware.verification.gate_level import GateSimulator, compile_function
-from speq.hardware.verification.operations import Operations, accumulator_words, golden_sums, random_operations
+from speq.hardware.verification.operations import Operations, accumulator_words, cover, golden_sums, random_operations
 
 PARAMETERS = AccumulatorParameters()
 EVERY = np.arange(65536, dtype=np.uint16)
 
 
-def check(netlist, operations, variant):
+def check(coverage, netlist, operations, variant):
     """Run an element's core on operations and compare every cycle with the golden model."""
     cycles, elements = operations.weights.shape
     simulator = GateSimulator(netlist, elements)
@@ -32,6 +32,7 @@ def check(netlist, operations, variant):
         seen.append(outputs["accumulator"])
     for cycle, state in enumerate(golden_sums(operations, PARAMETERS)):
         np.testing.assert_array_equal(seen[cycle + variant.LATENCY], accumulator_words(state, PARAMETERS))
+    cover(coverage, variant.__name__, operations)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def p3():
 
 
 @pytest.mark.parametrize("lane", [0, *(pytest.param(lane, marks=pytest.mark.slow) for lane in (1, 2, 3))])
-def test_every_draft_product(p3, lane):
+def test_every_draft_product(hardware_coverage, p3, lane):
     """65,536 activations times 16 codes in a lane, the others with activations of zero and any code."""
     rng = np.random.default_rng(lane)
     shape = (16, 65536)
@@ -49,22 +50,22 @@ def test_every_draft_product(p3, lane):
     others = rng.integers(0, 1 << 16, shape)
     weights = (others & ~(15 << 4 * lane)) | np.arange(16)[:, None] << 4 * lane
     yes = np.ones(shape, np.bool_)
-    check(p3, Operations(activations, weights.astype(np.uint16), yes, yes, yes), VARIANTS["P3"])
+    check(hardware_coverage, p3, Operations(activations, weights.astype(np.uint16), yes, yes, yes), VARIANTS["P3"])
 
 
-def test_interleaved_operations(p3):
-    check(p3, random_operations(np.random.default_rng(1), 60, 2048, drafts=True), VARIANTS["P3"])
+def test_interleaved_operations(hardware_coverage, p3):
+    check(hardware_coverage, p3, random_operations(np.random.default_rng(1), 60, 2048, drafts=True), VARIANTS["P3"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("library", [*LIBRARIES, NEUTRAL])
-def test_every_element_in_every_library(name, library):
+def test_every_element_in_every_library(hardware_coverage, name, library):
     if library in LIBRARIES and not LIBRARIES[library].exists():
         pytest.skip(f"Debian's package qflow-tech-{library} is not installed")
     variant = VARIANTS[name]
     netlist = synthesise(variant(PARAMETERS), library)
-    check(netlist, random_operations(np.random.default_rng(2), 200, 4096, variant.DRAFTS), variant)
+    check(hardware_coverage, netlist, random_operations(np.random.default_rng(2), 200, 4096, variant.DRAFTS), variant)
 
 
 def test_every_word_through_the_decoder():

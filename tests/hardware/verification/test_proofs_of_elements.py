@@ -88,8 +88,17 @@ def products(significands, negative, codes):
     return [Mux(sign, -magnitude, magnitude) for sign, magnitude in zip(signs, magnitudes, strict=True)]
 
 
-@pytest.mark.parametrize("lane", range(4))
-@pytest.mark.parametrize("name", DRAFTING)
+FAST = ("P3", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "lane"),
+    [
+        pytest.param(name, lane, marks=[] if (name, lane) == FAST else pytest.mark.slow)
+        for name in DRAFTING
+        for lane in range(4)
+    ],
+)
 def test_a_lane_multiplies_by_a_power_of_two(name, lane):
     def build(m):
         mantissa, significands, negative, codes = draft_mantissa(m, name)
@@ -99,7 +108,11 @@ def test_a_lane_multiplies_by_a_power_of_two(name, lane):
     prove(Harness(build), 1, induction=False)
 
 
-@pytest.mark.parametrize("parameters", [AccumulatorParameters(), AccumulatorParameters(normalise=True)], ids=str)
+@pytest.mark.parametrize(
+    "parameters",
+    [AccumulatorParameters(), pytest.param(AccumulatorParameters(normalise=True), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_idle_cycles_leave_a_sum_alone(parameters):
     """And no sum outgrows its mantissa: the bit for the carry is a copy of the sign after every operation."""
 
@@ -124,6 +137,7 @@ def test_idle_cycles_leave_a_sum_alone(parameters):
     prove(Harness(build), 2)
 
 
+@pytest.mark.slow
 def test_a_wrong_lane_is_refuted():
     """The proofs can fail: the level of one bin too many."""
 

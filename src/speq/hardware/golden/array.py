@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from speq.bits.layout import unpack_codes, unpack_residuals
+from speq.bits.tensor import SplitTensor
 from speq.errors import SpeqError
 from speq.hardware.array_parameters import LANES, Gemm
 from speq.hardware.e3m0 import pack_draft
@@ -50,6 +52,27 @@ class Weights:
                 f"weights of {channels} x {inputs} in groups of {self.group_size} need as many residuals and "
                 f"{channels} x {groups} scales, not {self.residuals.shape} and {self.scales.shape}"
             )
+
+    @classmethod
+    def from_split(cls, tensor: SplitTensor) -> Weights:
+        """The weights of a split FP16 matrix in ``e3m0``.
+
+        Raises SpeqError for other formats, and for infinities and NaN, which the planes do not hold.
+        """
+        spec, (channels, inputs) = tensor.spec, tensor.shape
+        if (spec.format, spec.dtype) != ("e3m0", "fp16"):
+            raise SpeqError(f"the array computes with e3m0 of FP16, not with {spec.format} of {spec.dtype}")
+        if tensor.escapes:
+            raise SpeqError(f"{tensor.escapes} weights are infinite or NaN: the array cannot compute with them")
+        groups = -(-inputs // spec.group_size)
+        scales = tensor.scales.transpose(0, 2, 1).reshape(-1, tensor.scales.shape[1])
+        return cls(
+            unpack_codes(tensor.codes, spec.dtype)[:channels, :inputs],
+            unpack_residuals(tensor.residual, spec.dtype, spec.residual_bits)[:channels, :inputs],
+            scales[:channels, :groups],
+            (tensor.table >> 10).astype(np.uint8),
+            spec.group_size,
+        )
 
 
 def multiply(

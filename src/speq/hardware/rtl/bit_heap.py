@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Signal, Value
 
 
 class BitHeap:
@@ -78,24 +78,3 @@ def _adder(m: Module, bits: list[Value]) -> tuple[Value, Value]:
         a, b, c = bits
         m.d.comb += [total.eq(a ^ b ^ c), carry.eq((a & b) | (c & (a ^ b)))]
     return total, carry
-
-
-def booth_digits(significand: Value) -> list[tuple[Value, Value, Value]]:
-    """An unsigned number as digits -2 to 2 of weight ``4**i``: whether each is 1 or -1, is 2 or -2, is negative.
-
-    Radix-4 recoding after Booth and MacSorley. Zero may come with either sign.
-    """
-    bits = Cat(Const(0), significand, Const(0, 2))
-    digits = []
-    for i in range((len(significand) + 2) // 2):
-        low, middle, high = bits[2 * i], bits[2 * i + 1], bits[2 * i + 2]
-        one = middle ^ low
-        digits.append((one, (high ^ middle) & ~one, high))
-    return digits
-
-
-def times_digit(value: Value, one: Any, two: Any, negative: Any) -> Value:
-    """``value`` times the magnitude of a digit, one bit longer, inverted where the digit is negative."""
-    length = len(value) + 1
-    chosen = Mux(one, value, 0) | Mux(two, value << 1, 0)
-    return chosen[:length] ^ Value.cast(negative).replicate(length)

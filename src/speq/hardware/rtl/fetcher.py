@@ -3,7 +3,7 @@
 The array computes column block by column block (outer loop), in each of them row block by row block (inner loop), in
 each of these over all inputs. An operand is stored as *lines* of beats that are read from first to last: codes,
 residuals and scales have a line per column block, read again for every row block; activations have a line per row
-block, read again for every column block. Both modes read codes; only exact passes read residuals, only drafts read scales.
+block, read again for every column block. Both modes read codes; only exact passes read residuals, only drafts scales.
 
 The buffer holds two bursts: one is requested as soon as the other is all that is left.
 """

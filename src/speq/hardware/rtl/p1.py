@@ -6,9 +6,9 @@ from amaranth.hdl import Module, Mux, Value
 
 from speq.hardware.parameters import PRODUCT_BITS
 from speq.hardware.rtl.bit_heap import BitHeap
+from speq.hardware.rtl.booth import booth_product
 from speq.hardware.rtl.core import Core
 from speq.hardware.rtl.operands import LANES
-from speq.hardware.rtl.p0 import booth_product
 from speq.hardware.rtl.shifter import shift_left
 
 DRAFT_BITS = 21

@@ -12,7 +12,8 @@ from __future__ import annotations
 from amaranth.hdl import Const, Module, Mux, Value
 
 from speq.hardware.parameters import PRODUCT_BITS
-from speq.hardware.rtl.bit_heap import BitHeap, booth_digits, times_digit
+from speq.hardware.rtl.bit_heap import BitHeap
+from speq.hardware.rtl.booth import booth_digits, times_digit
 from speq.hardware.rtl.core import Core
 from speq.hardware.rtl.operands import LANES
 from speq.hardware.rtl.row_edge import Unpacked

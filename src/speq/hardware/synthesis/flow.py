@@ -54,10 +54,11 @@ def synthesise(component: Any, library: str) -> Netlist:
     except ImportError as error:
         raise SpeqError("speq hw needs the hardware extra: pip install 'speq[hardware]'") from error
 
+    design = rtlil.convert(component, name="top")
     with tempfile.TemporaryDirectory(prefix="speq-synthesis-") as name:
         directory = Path(name)
         cells = _install(library, directory / "cells.lib")
-        (directory / "design.il").write_text(rtlil.convert(component, name="top"), encoding="utf-8")
+        (directory / "design.il").write_text(design, encoding="utf-8")
         (directory / "map.ys").write_text(_SCRIPT, encoding="utf-8")
         run_yosys(["script map.ys"], directory)
         return read_netlist(directory / "design.json", cells)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.hardware.e3m0 import bin_exponents, pack_draft, split
+from speq.hardware.e3m0 import bin_exponents, pack_draft, split, unpack_draft
 from speq.hardware.golden.pe import Accumulator, accumulate
 from speq.hardware.parameters import AccumulatorParameters
+from speq.hardware.verification.coverage import Coverage
 
 CORNERS = np.array(
     [0, 1, 0x3FF, 0x400, 0x401, 0x7FF, 0x3BFF, 0x3C00, 0x3C01, 0x3FFF, 0x7BFF, 0x7C00, 0x7C01, 0x7E00], np.uint16
@@ -72,6 +73,17 @@ def golden_sums(operations: Operations, parameters: AccumulatorParameters) -> It
             *(np.where(enable, new, old) for new, old in zip(vars(after).values(), vars(state).values(), strict=True))
         )
         yield state
+
+
+def cover(coverage: Coverage, variant: str, operations: Operations) -> None:
+    """Count the operands of operations that were checked."""
+    for draft in (False, True):
+        chosen = operations.enable & (operations.draft == draft)
+        activations, weights = operations.activations[chosen], operations.weights[chosen]
+        if draft and chosen.any():
+            coverage.add(variant, True, activations, unpack_draft(weights))
+        elif chosen.any():
+            coverage.add(variant, False, activations[:, 0], weights)
 
 
 def accumulator_words(state: Accumulator, parameters: AccumulatorParameters) -> NDArray[np.int64]:
