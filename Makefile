@@ -17,7 +17,7 @@ TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow check format bench sanitize clean
+.PHONY: help setup demo test test-slow test-hardware check format bench sanitize clean
 
 help:
 	@echo "make demo       fetch a small model, let it draft for itself, and compare with plain decoding"
@@ -26,6 +26,7 @@ help:
 	@echo "make format     apply the formatting"
 	@echo "make setup      only install speq into $(VENV)"
 	@echo "make test-slow  the tests that need minutes or a real model"
+	@echo "make test-hardware  all tests of the accelerator, fast and slow: RTL, Verilog in Verilator, proofs, synthesis"
 	@echo "make sanitize   the native tests under the address and undefined-behaviour sanitizers"
 	@echo "make bench      the measurements behind the claims; MODEL=... chooses the model"
 	@echo "make clean      remove what these targets made here (models stay in the cache)"
@@ -39,7 +40,10 @@ test: $(VENV)/.test
 	$(RUN) -m pytest -m "not slow"
 
 test-slow: $(VENV)/.test
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m "slow" --ignore tests/hardware
+
+test-hardware: $(VENV)/.test
+	$(RUN) -m pytest tests/hardware
 
 check: $(VENV)/.check
 	$(RUN) -m ruff check
@@ -83,7 +87,7 @@ $(VENV)/.speq: $(VENV)/.python $(BUILT_FROM)
 # The extras of an installed speq: nothing is built again.
 $(VENV)/.test: $(VENV)/.speq
 	$(RUN) $(PIP) $(TORCH)
-	$(RUN) $(PIP) 'speq[test]'
+	$(RUN) $(PIP) 'speq[test,hardware,verification]'
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.speq

@@ -401,3 +401,18 @@ def test_pull_prints_the_path(speq_run, fails, monkeypatch):
     monkeypatch.setattr("speq.checkpoint.pull.pull", fetch)
     assert speq_run("pull", "known") == (0, "/cache/known\n", "")
     assert "no model named other" in fails("pull", "other")
+
+
+def test_a_trace_tells_the_passes_and_changes_no_token(speq_run, fails, tiny_checkpoint, tmp_path):
+    trace = tmp_path / "run.trace"
+    arguments = ("generate", tiny_checkpoint, "--raw", "-p", "hello", "-n", 20, "--draft", "self", "--json")
+    code, out, _ = speq_run(*arguments, "--trace", trace)
+    assert code == 0
+    result = json.loads(out)
+    assert result["token_ids"] == json.loads(speq_run(*arguments)[1])["token_ids"]
+    header, *steps = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert header["speq_trace"] == 1
+    assert (header["prompt_tokens"], header["new_tokens"]) == (result["prompt_tokens"], 20)
+    assert sum(step.get("drafted", 0) for step in steps) == result["drafted"] > 0
+    assert sum(step.get("accepted", 0) for step in steps) == result["accepted"]
+    assert "no writable directory" in fails(*arguments, "--trace", tmp_path / "missing" / "run.trace")

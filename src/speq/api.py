@@ -19,6 +19,7 @@ from speq.decoding.sampling import Sampling
 from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
 from speq.decoding.stream import Piece, stream_pieces
+from speq.decoding.trace import Recorder
 from speq.errors import SpeqError
 from speq.heap import return_freed_memory
 from speq.result import Result
@@ -36,8 +37,11 @@ LONGEST_DRAFT = 16
 class Stream(Iterator[Piece]):
     """A running generation. Iterating it gives pieces; ``result`` is right at any time, also after an interruption."""
 
-    def __init__(self, model: Model, pieces: Iterator[Piece], stats: Statistics, draft: str) -> None:
+    def __init__(
+        self, model: Model, pieces: Iterator[Piece], stats: Statistics, draft: str, recorder: Recorder | None = None
+    ) -> None:
         self._model, self._pieces, self._stats, self._draft = model, pieces, stats, draft
+        self._recorder = recorder
         self._token_ids: list[int] = []
         self._texts: list[str] = []
 
@@ -48,6 +52,11 @@ class Stream(Iterator[Piece]):
         self._token_ids += piece.token_ids
         self._texts.append(piece.text)
         return piece
+
+    @property
+    def steps(self) -> list[dict[str, int]]:
+        """The passes so far as :mod:`speq.decoding.trace` describes them; empty unless they are recorded."""
+        return self._recorder.steps if self._recorder else []
 
     @property
     def result(self) -> Result:
@@ -119,6 +128,7 @@ class Model:
         stop: str | Sequence[str] = (),
         raw: bool = False,
         ignore_ends: bool = False,
+        record: bool = False,
         progress: Progress | None = None,
     ) -> Stream:
         """Generate piece by piece. Neither ``draft`` nor ``draft_length`` changes a token, only the speed.
@@ -132,6 +142,7 @@ class Model:
             stop: a string, or several, before which the text ends.
             raw: do not use the chat template.
             ignore_ends: go on after the model's end tokens.
+            record: keep the kinds and sizes of all passes in ``steps`` of the stream.
             progress: called with ("prefill", tokens done, tokens in all) during a long prefill.
 
         Raises:
@@ -145,11 +156,13 @@ class Model:
         seeded = (sampling or Sampling()).seeded()
         ends = frozenset() if ignore_ends else self.ends
         stats = Statistics(seed=seeded.seed)
+        recorder = Recorder(self.engine) if record else None
+        engine = recorder or self.engine
         passes = generate_tokens(
-            self.engine,
+            engine,
             prompt_ids,
             sampling=seeded,
-            drafter=NoDrafter() if draft == "none" else SelfDrafter(self.engine, seeded, ends),
+            drafter=NoDrafter() if draft == "none" else SelfDrafter(engine, seeded, ends),
             controller=self._controller(draft, draft_length),
             stats=stats,
             max_new_tokens=max_new_tokens,
@@ -165,7 +178,7 @@ class Model:
             stop=StopStrings(stop),
             keep=self._remember(prompt_ids),
         )
-        self.running = Stream(self, pieces, stats, draft)
+        self.running = Stream(self, pieces, stats, draft, recorder)
         return self.running
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:

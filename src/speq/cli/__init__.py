@@ -22,6 +22,7 @@ _COMMANDS = {
     "generate": ("generate", "Generate text from a prompt."),
     "chat": ("chat", "Talk with a model in the terminal."),
     "bench": ("bench", "Measure kernels, decoding and other engines."),
+    "hw": ("hw", "Simulate, emit and synthesise the accelerator."),
 }
 
 

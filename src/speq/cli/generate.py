@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Most tokens to generate.",
 )
+@click.option(
+    "--trace",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the kinds and sizes of all passes to FILE, for `speq hw`.",
+)
 @decoding_options
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the text and all statistics.")
@@ -44,6 +50,7 @@ def generate(
     ids: str | None,
     raw: bool,
     max_tokens: int,
+    trace: Path | None,
     as_json: bool,
     threads: int | None,
     context: int | None,
@@ -55,18 +62,40 @@ def generate(
     decoding = parse_decoding(options)
     given = _read_prompt(prompt, file, ids)
     from speq.api import load
+    from speq.decoding.trace import check_writable
+
+    if trace:
+        check_writable(trace)
 
     with ProgressBars() as progress:
         loaded = load(model, threads=threads, context=context, progress=progress)
         progress.close()
         print_notes(loaded, progress)
-        stream = loaded.stream(given, max_new_tokens=max_tokens, raw=raw, progress=progress, **decoding.to_stream())
+        stream = loaded.stream(
+            given,
+            max_new_tokens=max_tokens,
+            raw=raw,
+            record=trace is not None,
+            progress=progress,
+            **decoding.to_stream(),
+        )
         if as_json:
             finished = _run(stream, progress, lambda piece: None)
             print(json.dumps(stream.result.to_dict(), ensure_ascii=False))
         else:
             finished = show(stream, progress, has_text=loaded.tokenizer is not None)
+    if trace:
+        _write_trace(stream, trace)
     return 0 if finished else 130
+
+
+def _write_trace(stream: Stream, path: Path) -> None:
+    """Write what ran, be it all of the generation or the part before an interruption."""
+    from speq.decoding.trace import write_trace
+
+    result = stream.result.to_dict()
+    names = ("model", "format", "draft", "prompt_tokens", "new_tokens", "finish_reason")
+    write_trace(path, {name: result[name] for name in names}, stream.steps)
 
 
 def print_notes(model: Model, progress: ProgressBars) -> None:

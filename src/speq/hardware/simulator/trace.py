@@ -1,0 +1,79 @@
+"""Reading the traces that ``speq generate --trace`` writes; ``speq.decoding.trace`` describes the format."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speq.errors import SpeqError
+from speq.hardware.simulator.acceptance import Round
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a generation did. ``cached`` tokens of the prompt were in the cache before it."""
+
+    name: str
+    prompt_tokens: int
+    cached: int
+    new_tokens: int
+    rounds: tuple[Round, ...]
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace.
+
+    Raises:
+        SpeqError: it cannot be read, has another version, or contradicts itself.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise SpeqError(f"there is no trace {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpeqError(f"cannot read the trace {path}: {error}") from None
+    header = _parse(path, 1, lines[0] if lines else "")
+    version = header.get("speq_trace")
+    if version is None:
+        raise SpeqError(f"{path} is not a trace: record one with `speq generate --trace FILE`")
+    if version != VERSION:
+        raise SpeqError(f"{path} is a trace of version {version!r}; this speq reads version {VERSION}: record it again")
+    prompt, new = (_count(path, 1, header, key) for key in ("prompt_tokens", "new_tokens"))
+    steps = [(number, _parse(path, number, line)) for number, line in enumerate(lines[1:], 2)]
+    prefilled = sum(_count(path, number, step, "prefill") for number, step in steps if "prefill" in step)
+    if prefilled > prompt:
+        raise SpeqError(f"{path} has a prefill of {prefilled} tokens for a prompt of {prompt}: record it again")
+    rounds = []
+    context = prompt
+    for number, step in steps:
+        if "prefill" in step:
+            continue
+        drafted, accepted, at = (_count(path, number, step, key) for key in ("drafted", "accepted", "context"))
+        if accepted > drafted or at != context:
+            raise SpeqError(f"{path}, line {number}: this round does not follow from those before it: record it again")
+        rounds.append(Round(drafted, accepted))
+        context += accepted + 1
+    if not prefilled or 1 + sum(one.accepted + 1 for one in rounds) < new:
+        raise SpeqError(f"{path} is incomplete: its steps yield fewer than {new} tokens: record it again")
+    return Trace(path.name, prompt, prompt - prefilled, new, tuple(rounds))
+
+
+def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise SpeqError(f"{path}, line {number}: not a line of a trace: record one with `speq generate --trace FILE`")
+    return value
+
+
+def _count(path: Path, number: int, line: dict[str, Any], key: str) -> int:
+    value = line.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise SpeqError(f"{path}, line {number}: {key} is {value!r}; it must be a count of tokens")
+    return value
