@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
+from amaranth.hdl import UnusedElaboratable
 
 from speq.hardware.array_parameters import ArrayParameters, Gemm
 from speq.hardware.figures import draw_blocks, draw_waves, hierarchy, read_vcd
@@ -41,13 +43,13 @@ SIGNALS = {
     "step: last": "step.last",
     "sums captured": "array.tile.last_3",
     "result": "results__valid",
-    "column 0, FP32": "results__payload.results[0]",
 }
 
 
 def main() -> None:
     directory = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/hardware")
     directory.mkdir(parents=True, exist_ok=True)
+    warnings.simplefilter("ignore", UnusedElaboratable)  # the parts of the block diagram are only named
     accumulator = AccumulatorParameters()
     design = Accelerator(ArrayParameters(rows=8, columns=16), accumulator, P3, Collector())
     blocks = hierarchy(design, "accelerator, 8 x 16", leaves=("fork", "buffer", "queue"))

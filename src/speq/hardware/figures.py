@@ -61,10 +61,10 @@ def draw_blocks(block: Block) -> str:
 def _box(block: Block, x: int, y: int, level: int) -> tuple[list[str], int, int]:
     """The drawing of a block at a place, and its size."""
     label = (len(block.name) + 2) * WIDE
-    if not block.inside:
-        width, height, children = label, 2 * LINE, []
-    else:
-        children, width, height, row_width, row_height = [], 0, LINE + 10, 0, 0
+    children: list[str] = []
+    width, height = label, 2 * LINE
+    if block.inside:
+        width, height, row_width, row_height = 0, LINE + 10, 0, 0
         for inner in block.inside:
             _, inner_width, inner_height = _box(inner, 0, 0, level + 1)
             if row_width and row_width + inner_width > 760:
