@@ -42,8 +42,8 @@ class Comparison:
     """A scenario's experiment and what follows from it under any further changes."""
 
     def __init__(self, scenario: Scenario, traces: Mapping[str, Sequence[Path]] | None = None) -> None:
-        self.scenario = scenario
-        self._experiment = Experiment(scenario.accelerators, scenario.pairs, scenario.drafts, traces or {})
+        self.scenario, self.traces = scenario, dict(traces or {})
+        self._experiment = Experiment(scenario.accelerators, scenario.pairs, scenario.drafts, self.traces)
 
     def rows(self, changes: Changes | None = None) -> list[Row]:
         """Every pair's ratios to the reference."""
@@ -90,6 +90,7 @@ class Comparison:
         scenario, rows = self.scenario, self.rows()
         return {
             "scenario": scenario.model_dump(mode="json", exclude={"knobs"}),
+            "traces": {task: [path.name for path in paths] for task, paths in self.traces.items()},
             "lossless": {name: load_accelerator(name).lossless for name in scenario.accelerators},
             "pairs": [
                 {"model": row.pair.model, "task": row.pair.task, "speedup": row.speedup, "energy": row.energy}

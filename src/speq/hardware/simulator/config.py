@@ -60,9 +60,9 @@ class Array(Table):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         needs = {"fixed": "columns", "iso-area": "area_budget", "iso-throughput": "throughput"}
-        for sizing, key in needs.items():
-            if (getattr(self, key) is not None) != (self.sizing == sizing):
-                raise ValueError(f"has sizing {self.sizing!r}, which takes the key {needs[self.sizing]}, not {key}")
+        if [key for key in needs.values() if getattr(self, key) is not None] != [needs[self.sizing]]:
+            others = " nor ".join(key for key in needs.values() if key != needs[self.sizing])
+            raise ValueError(f"has sizing {self.sizing!r}, which takes {needs[self.sizing]} and neither {others}")
         if (self.pe_latency is not None) != (self.dataflow == "streamed"):
             raise ValueError(
                 f"has dataflow {self.dataflow!r}; pe_latency belongs to the dataflow 'streamed' and no other"

@@ -1,12 +1,13 @@
 """Several accelerators on several models and tasks, with values that can be changed by key.
 
-A key is ``ACCELERATOR.path`` (``speq.array.rows``), ``all.path`` for every accelerator that has the path
-(``all.memory.peak_bandwidth``), or ``workload.NAME`` with one of acceptance, draft_length, early_stop, prompt_tokens
-and new_tokens.
+A key is ``ACCELERATOR.path`` (``speq.array.rows``; a file of one's own goes by its name without .toml), ``all.path``
+for every accelerator (``all.memory.peak_bandwidth``), or ``workload.NAME`` with one of acceptance, draft_length,
+early_stop, prompt_tokens and new_tokens.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 from speq.errors import SpeqError
 from speq.hardware.simulator.acceptance import Acceptance
+from speq.hardware.simulator.config import Accelerator
 from speq.hardware.simulator.load import load, load_accelerator
 from speq.hardware.simulator.passes import Simulator
 from speq.hardware.simulator.run import Run, Workload, replay, simulate
@@ -22,7 +24,8 @@ from speq.hardware.simulator.shapes import Shape, Task
 from speq.hardware.simulator.trace import read_trace
 
 Changes = Mapping[str, Any]
-WORKLOAD_KEYS = ("acceptance", "draft_length", "early_stop", "prompt_tokens", "new_tokens")
+DRAFT_KEYS = ("acceptance", "draft_length", "early_stop")
+WORKLOAD_KEYS = (*DRAFT_KEYS, "prompt_tokens", "new_tokens")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Experiment:
     pairs: Sequence[Pair]
     acceptance: Acceptance
     traces: Mapping[str, Sequence[Path]] = field(default_factory=dict)
-    _known: dict[Any, list[Score]] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[str, str], list[Score]] = field(default_factory=dict, repr=False)
 
     def scores(self, name: str, changes: Changes) -> list[Score]:
         """One score per pair for the accelerator ``name``.
@@ -63,11 +66,15 @@ class Experiment:
         Raises:
             SpeqError: a key or value is wrong.
         """
-        own = {key: value for key, value in changes.items() if key.split(".")[0] in (name, "all", "workload")}
+        own = {
+            key: value
+            for key, value in changes.items()
+            if key.startswith("workload.") or path_for(key, name) is not None
+        }
         speculative = load_accelerator(name).passes.draft is not None
         if not speculative:  # drafts concern only accelerators that draft
-            own = {key: value for key, value in own.items() if key.split(".")[-1] not in WORKLOAD_KEYS[:3]}
-        key = (name, tuple(sorted(own.items())))
+            own = {key: value for key, value in own.items() if key.removeprefix("workload.") not in DRAFT_KEYS}
+        key = (name, json.dumps(own, sort_keys=True))
         if key not in self._known:
             self._known[key] = [self._score(name, own, pair) for pair in self.pairs]
         return self._known[key]
@@ -90,14 +97,22 @@ def run_once(accelerator: str, model: str, workload: Workload, changes: Changes)
     return simulator, simulate(simulator, workload)
 
 
-def accelerator_with(name: str, changes: Changes) -> Any:
+def accelerator_with(name: str, changes: Changes) -> Accelerator:
     """The accelerator ``name`` after the changes that concern it."""
-    own = {}
-    for key, value in changes.items():
-        head, _, path = key.partition(".")
-        if head in (name, "all"):
-            own[path] = value
-    return load_accelerator(name, own)
+    paths = {key: path_for(key, name) for key in changes}
+    return load_accelerator(name, {path: changes[key] for key, path in paths.items() if path is not None})
+
+
+def path_for(key: str, name: str) -> str | None:
+    """The part of a key after ``ACCELERATOR.`` or ``all.``; ``None`` if it does not concern ``name``."""
+    for prefix in (f"{_prefix(name)}.", "all."):
+        if key.startswith(prefix):
+            return key.removeprefix(prefix)
+    return None
+
+
+def _prefix(name: str) -> str:
+    return Path(name).name.removesuffix(".toml")
 
 
 def workload_of(task: Task, acceptance: Acceptance, changes: Changes) -> Workload:
@@ -130,8 +145,8 @@ def check_keys(keys: Iterable[str], accelerators: Sequence[str], origin: str) ->
         if head == "workload":
             if rest not in WORKLOAD_KEYS:
                 raise SpeqError(f"{origin}: unknown key {key}; allowed: workload.{', workload.'.join(WORKLOAD_KEYS)}")
-        elif head not in (*accelerators, "all") or not rest:
-            names = ", ".join((*accelerators, "all", "workload"))
+        elif not any(path_for(key, name) for name in accelerators):
+            names = ", ".join((*map(_prefix, accelerators), "all", "workload"))
             raise SpeqError(f"{origin}: unknown key {key}; it must begin with one of {names} and a dot")
 
 

@@ -72,8 +72,9 @@ def check(kind: type[Kind], data: Mapping[str, Any], origin: str) -> Kind:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        mistakes = error.errors(include_url=False)  # a misspelt key comes first: it also makes another one missing
+        first = min(mistakes, key=lambda one: one["type"] != "extra_forbidden")
+        more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
         raise SpeqError(f"{origin}: {_explain(kind, first)}{more}") from None
 
 
@@ -124,6 +125,8 @@ def changed(data: dict[str, Any], path: list[str], value: Any, culprit: str) -> 
         if "value" not in old or isinstance(value, (dict, list)):
             raise SpeqError(f"{culprit}: {key} is a table: name one of its keys {', '.join(sorted(old))}")
         return data | {key: old | {"value": value, "source": f"changed from {old['value']} for this run"}}
+    if isinstance(old, int) and not isinstance(old, bool) and isinstance(value, float) and value.is_integer():
+        value = int(value)
     return data | {key: value}
 
 

@@ -13,7 +13,11 @@ GATE_OPERATIONS = 4  # per value: exponential, addition, division, product
 
 
 class Machine:
-    """Turns products into costs. Buffers are split in halves if transfers overlap with computation."""
+    """Turns products into costs.
+
+    Half of the weight buffer is filled while the other half is used, if transfers overlap with computation. Activations
+    come from the layer before and stay, so their buffer is used whole.
+    """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -25,7 +29,7 @@ class Machine:
         self._grids = {name: grid_of(array, mode, self.columns) for name, mode in accelerator.modes.items()}
         half = 2 if buffers.overlap == "double-buffered" else 1
         self._weight_buffer = buffers.weights.value * 1024 / half
-        self._input_buffer = buffers.activations.value * 1024 / half
+        self._input_buffer = buffers.activations.value * 1024
         self._sram_read, self._sram_write = buffers.read_energy.value * 8, buffers.write_energy.value * 8
         kib = buffers.weights.value + buffers.activations.value
         self.area = self.pes * array.pe_area.value * array.layout_factor.value * 1e-6 + kib * buffers.area.value  # mm2

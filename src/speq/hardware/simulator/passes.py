@@ -16,7 +16,7 @@ Kind: TypeAlias = Literal["prefill", "step", "draft", "verify"]
 
 @dataclass(frozen=True)
 class PassSpec:
-    """A pass over ``tokens`` new tokens with ``context`` tokens in the cache; ``logits`` rows go through the head."""
+    """A pass over ``tokens`` new tokens after ``context`` in the cache; ``logits`` rows, at least 1, go to the head."""
 
     kind: Kind
     tokens: int
@@ -72,9 +72,8 @@ class Simulator:
                 layers += self._linear_layers(linear, spec.tokens, one)
             values = spec.tokens * (2 * shape.hidden * NORM_OPERATIONS + shape.intermediate * GATE_OPERATIONS)
             layers.append(Layer("norms and activation", shape.layers, machine.vector(values)))
-            if spec.logits:
-                head = shape.head()
-                layers.append(Layer("head", 1, machine.linear(spec.logits, head.inputs, head.outputs, one.head, one)))
+            head = shape.head()
+            layers.append(Layer("head", 1, machine.linear(spec.logits, head.inputs, head.outputs, one.head, one)))
             self._fixed[key] = layers
         return self._fixed[key]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,17 @@ def comparison(rows: Sequence[Row], names: Mapping[str, str], directory: Path, s
     labels = [f"{names[row.pair.model]}\n{names[row.pair.task]}" for row in rows]
     axes.set_xticks(range(len(rows)), labels, rotation=60, ha="right", fontsize=7)
     axes.set_ylabel("speed-up over FP16")
-    axes.legend(fontsize=7, ncols=len(accelerators))
+    figure.legend(fontsize=7, ncols=len(accelerators), loc="outside upper left")
     return _save(figure, directory, f"{stem}-speedup")
 
 
 def sensitivity(curve: Curve, ratios: Sequence[Ratio], names: Mapping[str, str], directory: Path) -> list[Path]:
-    """Speed-ups of the subject over each baseline by the value of one knob; published ratios are dashed."""
+    """Speed-ups of the subject over each baseline by the value of one knob; thin lines are the published ratios."""
     figure, axes = _figure()
-    for ratio in ratios:
-        (line,) = axes.plot(curve.values, curve.speedups[ratio.accelerator], "o-", label=names[ratio.accelerator])
-        axes.axhline(ratio.published, color=line.get_color(), linestyle="--", linewidth=0.8)
+    for ratio, style in zip(ratios, itertools.cycle(("o-", "s--", "^:"))):
+        values = curve.speedups[ratio.accelerator]
+        (line,) = axes.plot(curve.values, values, style, fillstyle="none", label=names[ratio.accelerator])
+        axes.axhline(ratio.published, color=line.get_color(), linewidth=0.8, alpha=0.6)
     if curve.knob.logarithmic:
         axes.set_xscale("log", base=2)
     axes.set_xlabel(f"{curve.knob.title} ({curve.knob.unit})")

@@ -95,9 +95,12 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         console.print("Fitted: these values were chosen so that the published ratios come out:")
     for change in scenario.changes:
         console.print(f"  {change.key} = {change.value:g}: {change.source}", soft_wrap=True)
-    console.print("Assumptions:")
+    console.print("Assumptions, where not changed above:" if scenario.changes else "Assumptions:")
     for assumption in scenario.assumptions:
         console.print(f"  {assumption}", soft_wrap=True)
+    if comparison.traces:
+        count = sum(len(paths) for paths in comparison.traces.values())
+        console.print(f"Drafts and lengths of {count} recorded generations replace acceptance, draft length and tasks.")
 
 
 def show_requirements(console: Console, found: Sequence[Requirement], names: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from speq.errors import SpeqError
 from speq.hardware.simulator.acceptance import Acceptance
-from speq.hardware.simulator.experiment import check_keys, run_once, workload_of
+from speq.hardware.simulator.experiment import check_keys, path_for, run_once, workload_of
 from speq.hardware.simulator.files import make_directory, replacing, write_json
 from speq.hardware.simulator.load import load, tables
 from speq.hardware.simulator.scenario import Change
@@ -108,8 +108,8 @@ def compute_part(sweep: Sweep, part: int) -> list[dict[str, Any]]:
         changes = fixed | {key: value for axis, value in zip(sweep.axes, values, strict=True) for key in axis.keys}
         try:
             workload = workload_of(task, drafts, changes)
-            relevant = {k: v for k, v in changes.items() if k.split(".")[0] in ("all", sweep.reference)}
-            key = (tuple(relevant.items()), workload.prompt_tokens, workload.new_tokens)
+            relevant = {k: v for k, v in changes.items() if path_for(k, sweep.reference)}
+            key = (json.dumps(relevant), workload.prompt_tokens, workload.new_tokens)
             if key not in known:
                 run = run_once(sweep.reference, sweep.model, workload, changes)[1]
                 known[key] = (run.seconds, run.joules)

@@ -1,0 +1,86 @@
+"""Reading traces: what the recorder writes, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from speq.decoding import Controller, Sampling, SelfDrafter, Statistics, generate_tokens
+from speq.decoding.trace import VERSION as WRITTEN
+from speq.decoding.trace import Recorder, write_trace
+from speq.errors import SpeqError
+from speq.hardware.simulator.acceptance import Round
+from speq.hardware.simulator.trace import VERSION, read_trace
+
+HEADER = {"speq_trace": 1, "prompt_tokens": 5, "new_tokens": 4}
+STEPS = [
+    {"prefill": 3, "context": 2},
+    {"drafted": 2, "accepted": 1, "context": 5},
+    {"drafted": 0, "accepted": 0, "context": 7},
+]
+
+
+def write(path, *lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_what_is_recorded_is_read(mock_engine, tmp_path):
+    engine, stats = Recorder(mock_engine()), Statistics()
+    drafter = SelfDrafter(engine, Sampling())
+    ids = list(
+        generate_tokens(
+            engine,
+            [1, 2, 3],
+            sampling=Sampling(),
+            drafter=drafter,
+            controller=Controller(4),
+            stats=stats,
+            max_new_tokens=50,
+        )
+    )
+    path = tmp_path / "a.jsonl"
+    write_trace(path, {"prompt_tokens": 3, "new_tokens": stats.new_tokens}, engine.steps)
+    trace = read_trace(path)
+    assert VERSION == WRITTEN
+    assert (trace.prompt_tokens, trace.cached, trace.new_tokens) == (3, 0, 50)
+    assert [one.accepted + 1 for one in trace.rounds] == [len(piece) for piece in ids[1:]]
+    assert sum(one.drafted for one in trace.rounds) == stats.drafted
+
+
+def test_cached_tokens_need_no_prefill(tmp_path):
+    trace = read_trace(write(tmp_path / "a.jsonl", HEADER, *STEPS))
+    assert trace.cached == 2
+    assert trace.rounds == (Round(2, 1), Round(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([HEADER | {"speq_trace": 2}, *STEPS], "is a trace of version 2; this speq reads version 1"),
+        ([{"text": "hello"}], "is not a trace"),
+        ([], "not a line of a trace"),
+        ([[1, 2]], "not a line of a trace"),
+        ([HEADER, STEPS[0], {"drafted": 1, "accepted": 2, "context": 5}], "line 3: this round does not follow"),
+        ([HEADER, STEPS[0], {"drafted": 2, "accepted": 1, "context": 6}], "line 3: this round does not follow"),
+        ([HEADER, STEPS[0], {"drafted": -1, "accepted": 0, "context": 5}], "line 3: drafted is -1; it must be a count"),
+        ([HEADER, STEPS[0], {"drafted": 1, "context": 5}], "line 3: accepted is None; it must be a count"),
+        ([HEADER, *STEPS[:2]], "is incomplete"),
+        ([HEADER, *STEPS[1:]], "is incomplete"),
+        ([HEADER, {"prefill": 9, "context": 0}], "a prefill of 9 tokens for a prompt of 5"),
+    ],
+)
+def test_a_wrong_trace_is_one_clear_line(tmp_path, lines, message):
+    with pytest.raises(SpeqError, match=message) as caught:
+        read_trace(write(tmp_path / "a.jsonl", *lines))
+    assert "a.jsonl" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_trace_is_named(tmp_path):
+    with pytest.raises(SpeqError, match="there is no trace"):
+        read_trace(tmp_path / "missing")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpeqError, match="cannot read the trace"):
+        read_trace(tmp_path / "binary")
