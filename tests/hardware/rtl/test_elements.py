@@ -83,7 +83,7 @@ def test_every_kind_of_accumulator(hardware_coverage, parameters):
 @pytest.mark.parametrize("parameters", FORMATS, ids=str)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_many_operations(hardware_coverage, name, parameters):
-    check_element(hardware_coverage, VARIANTS[name], parameters, 1500, seed=2)
+    check_element(hardware_coverage, VARIANTS[name], parameters, 400, seed=2)
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
