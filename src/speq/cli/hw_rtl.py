@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,9 +82,9 @@ def _print(table: LibraryTable) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write a file as a whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".speq-", delete=False, encoding="utf-8") as file:
-        file.write(text)
-    Path(file.name).replace(path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 @click.command()
