@@ -37,20 +37,29 @@ SPEQ_INLINE Vec8 round_to_bf16(Vec8 a) {
 
 #endif
 
-// Rounds (and packs) `columns` activations, a multiple of kPairColumns; `out` may be x.
+// Rounds (and packs) `columns` activations, a multiple of kPairColumns. Sixteen columns become one or two units of
+// eight floats, `unit_step` floats apart; those of the next sixteen columns stand `pair_step` floats on. `out` may be x
+// where both are as dense as can be.
+template <DType D>
+SPEQ_INLINE void prepare(const float* x, int columns, float* out, int unit_step, int pair_step) {
+    for (int k = 0; k < columns; k += kPairColumns, out += pair_step) {
+        const Vec8 low = load(x + k), high = load(x + k + 8);
+#if SPEQ_AVX512BF16
+        if constexpr (kPacked<D>) {
+            const __m256i pair = _mm256_or_si256(rounded_bf16(high), _mm256_srli_epi32(rounded_bf16(low), 16));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), pair);
+            continue;
+        }
+#endif
+        store(out, D == DType::bf16 ? round_to_bf16(low) : low);
+        store(out + unit_step, D == DType::bf16 ? round_to_bf16(high) : high);
+    }
+}
+
+// A row of many tokens' activations.
 template <DType D>
 void prepare_row(const float* x, int columns, float* out) {
-    static_assert(D == DType::bf16, "others are used as they are");
-    for (int k = 0; k < columns; k += kPairColumns, out += kPairFloats<D>) {
-#if SPEQ_AVX512BF16
-        const __m256i low = _mm256_srli_epi32(rounded_bf16(load(x + k)), 16);
-        const __m256i pair = _mm256_or_si256(rounded_bf16(load(x + k + 8)), low);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), pair);
-#else
-        store(out, round_to_bf16(load(x + k)));
-        store(out + 8, round_to_bf16(load(x + k + 8)));
-#endif
-    }
+    prepare<D>(x, columns, out, 8, kPairFloats<D>);
 }
 
 // out[column][column_width(tokens)] as float32, rounded where the rows are.

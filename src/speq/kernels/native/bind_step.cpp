@@ -85,17 +85,19 @@ nb::ndarray<nb::numpy, float> multiply(const std::string& isa, const SplitWeight
     auto y = make_aligned<float>(static_cast<size_t>(w.row_blocks()) * tokens * kRowsPerBlock);
     if (!draft) {
         auto scratch = make_aligned<float>(exact_scratch(tokens));
-        auto columns = make_aligned<float>(static_cast<size_t>(kFewTokens) * padded);
-        if (tokens <= kFewTokens) k.prepare_columns(w)(input.get(), padded, tokens, padded, columns.get());
-        for (int t = 0; k.prepare_row(w) && t < tokens; ++t) {
+        const size_t few = static_cast<size_t>(kFewTokens) * padded;
+        auto rows = make_aligned<float>(few), columns = make_aligned<float>(few);
+        const bool is_few = tokens <= kFewTokens;
+        if (is_few) k.prepare_few(w)(input.get(), padded, tokens, padded, rows.get(), columns.get());
+        for (int t = 0; !is_few && k.prepare_row(w) && t < tokens; ++t) {
             float* row = input.get() + static_cast<size_t>(t) * padded;
             k.prepare_row(w)(row, padded, row);
         }
         const auto deltas = escape_deltas(w);
         SplitWeight complete = w;
         complete.escape_deltas = deltas.get();
-        const Activations x{input.get(), static_cast<size_t>(padded), tokens <= kFewTokens ? columns.get() : nullptr,
-                            tokens};
+        const Activations x{is_few ? rows.get() : input.get(), static_cast<size_t>(padded),
+                            is_few ? columns.get() : nullptr, tokens};
         k.exact_rows(w)(complete, x, 0, w.row_blocks(), y.get(), scratch.get());
     } else {
         auto values = make_aligned<int8_t>(padded);

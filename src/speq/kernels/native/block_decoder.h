@@ -24,22 +24,21 @@ class TableStrip {
 
     SPEQ_INLINE explicit TableStrip(const SplitWeight& w) : maker_(w), group_shift_(w.group_shift()) {}
 
-    // For blocks first..last-1, at most kBlocks, and vectors of rows from `wide` on of the row block whose scales these
-    // are.
+    // For blocks first..last-1, at most kBlocks from a multiple of kBlocks on, and vectors of rows from `wide` on of
+    // the row block whose scales these are.
     SPEQ_INLINE void fill(const uint16_t* scales, int wide, int first, int last) {
         first_wide_ = wide;
-        first_group_ = group(first);
-        scales_ = scales + static_cast<size_t>(first_group_) * kRowsPerBlock + wide * kWideRows;
+        scales_ = scales + static_cast<size_t>(group(first)) * kRowsPerBlock + wide * kWideRows;
         if constexpr (kAhead)
-            for (int g = 0; g < group(last - 1) + kPerBlock - first_group_; ++g) {
+            for (int g = 0; g < group(last - first - 1) + kPerBlock; ++g) {
                 prefetch(scales_ + (g + kGroupsAhead) * kRowsPerBlock);
                 maker_.make(scales_ + g * kRowsPerBlock, tables_[g]);
             }
     }
 
-    // Of a vector of rows in a half of a block.
-    SPEQ_INLINE decltype(auto) at(int block, int half, int wide) const {
-        const int g = group(block) - first_group_ + (F::halves ? half : 0);
+    // Of a vector of rows in a half of the i-th block.
+    SPEQ_INLINE decltype(auto) at(int i, int half, int wide) const {
+        const int g = group(i) + (F::halves ? half : 0);
         if constexpr (!F::table_per_group) {
             return maker_.constant(wide);
         } else if constexpr (kAhead) {
@@ -60,7 +59,7 @@ class TableStrip {
 
     TableMaker<F> maker_;
     const uint16_t* scales_ = nullptr;
-    int group_shift_, first_group_ = 0, first_wide_ = 0;
+    int group_shift_, first_wide_ = 0;
     Table tables_[kAhead ? kPerBlock * kBlocks : 1][Wides];
 };
 

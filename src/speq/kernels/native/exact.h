@@ -18,7 +18,7 @@ template <class F>
 void exact_rows(const SplitWeight& w, const Activations& x, int begin, int end, float* y, float* scratch) {
     std::optional<FlushSubnormals> flush;
     if constexpr (F::dtype == DType::bf16) flush.emplace();
-    if (x.tokens > kFewTokensAtOnce) return ManyTokens<F>(w, x, scratch).run(begin, end, y);
+    if (x.tokens > kTiledTokens) return ManyTokens<F>(w, x, scratch).run(begin, end, y);
     FewTokens<F>(w, x).run(begin, end, y);
 }
 

@@ -4,6 +4,25 @@
 
 namespace speq::SPEQ_ISA {
 
+// Where the planes of a block stand. Those of the next block follow, be it of the same row block or the next.
+template <class F>
+struct Planes {
+    const uint8_t *codes, *residual;
+
+    SPEQ_INLINE void next() {
+        codes += kRowsPerBlock * kBlock / 2;
+        residual += F::tile;
+    }
+    // Asks for the planes of a block to come. They are read once and in order, but from two places at a time and, with
+    // several tokens, in bursts: hardware prefetchers alone leave half of the bandwidth unused.
+    template <int Blocks>
+    SPEQ_INLINE void prefetch_after() const {
+        constexpr int size = kRowsPerBlock * kBlock / 2;
+        unroll<size / 64>([&](auto i) SPEQ_LAMBDA { prefetch(codes + Blocks * size + i * 64); });
+        unroll<F::tile / 64>([&](auto i) SPEQ_LAMBDA { prefetch(residual + Blocks * F::tile + i * 64); });
+    }
+};
+
 template <class F>
 class ExactBlocks {
   public:
@@ -11,32 +30,24 @@ class ExactBlocks {
 
     int count() const { return w_.blocks(); }
 
-    // emit(j, weights of columns 16j..16j+15) for a vector of rows of block b of the row block that `tables` are for.
-    template <int Wides, class Emit>
-    SPEQ_INLINE void decode(int rb, int b, int wide, const TableStrip<F, Wides>& tables, Emit&& emit) const {
-        const uint8_t *codes = w_.codes_at(rb, b), *residual = residual_at(rb, b);
-        const Table& first = tables.at(b, 0, wide);
-        if constexpr (F::halves)
-            decode_block<F>(codes, residual, wide * kWideRows, first, tables.at(b, 1, wide), emit);
-        else
-            decode_block<F>(codes, residual, wide * kWideRows, first, first, emit);
+    SPEQ_INLINE Planes<F> planes(int rb, int b) const {
+        const size_t block = static_cast<size_t>(rb) * w_.blocks() + b;
+        return {w_.codes + block * (kRowsPerBlock * kBlock / 2), w_.residual + block * F::tile};
     }
 
-    // Asks for the planes of a block; those beyond the end of a row are the next row block's. The planes are read once
-    // and in order, but from two places at a time and, with several tokens, in bursts: hardware prefetchers alone leave
-    // half of the bandwidth unused.
-    SPEQ_INLINE void prefetch_planes(int rb, int b) const {
-        const uint8_t *codes = w_.codes_at(rb, b), *residual = residual_at(rb, b);
-        unroll<kRowsPerBlock * kBlock / 2 / 64>([&](auto i) SPEQ_LAMBDA { prefetch(codes + i * 64); });
-        unroll<F::tile / 64>([&](auto i) SPEQ_LAMBDA { prefetch(residual + i * 64); });
+    // emit(j, weights of columns 16j..16j+15) for a vector of rows of a block, which is the i-th of the strip that
+    // `tables` are for.
+    template <int Wides, class Emit>
+    SPEQ_INLINE void decode(const Planes<F>& planes, const TableStrip<F, Wides>& tables, int i, int wide,
+                            Emit&& emit) const {
+        const Table& first = tables.at(i, 0, wide);
+        if constexpr (F::halves)
+            decode_block<F>(planes.codes, planes.residual, wide * kWideRows, first, tables.at(i, 1, wide), emit);
+        else
+            decode_block<F>(planes.codes, planes.residual, wide * kWideRows, first, first, emit);
     }
 
   private:
-    // As w_.residual_at, with a tile of known size.
-    SPEQ_INLINE const uint8_t* residual_at(int rb, int b) const {
-        return w_.residual + (static_cast<size_t>(rb) * w_.blocks() + b) * F::tile;
-    }
-
     const SplitWeight& w_;
 };
 

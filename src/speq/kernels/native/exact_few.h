@@ -1,14 +1,11 @@
-// The exact product for up to kFewTokensAtOnce tokens: a row block is multiplied with as many of them at a time as have
-// room for their accumulators in the registers.
+// The exact product for up to kTiledTokens tokens: a row block is multiplied with one tile of them after the other.
 #pragma once
 #include "escapes.h"
 #include "exact_blocks.h"
 #include "row_sums.h"
+#include "token_tiles.h"
 
 namespace speq::SPEQ_ISA {
-
-// Decoding a row block twice pays where a decoder is fast beside the multiply-adds.
-constexpr int kFewTokensAtOnce = kWideRows == 2 ? kFewTokens : 8;
 
 template <class F>
 class FewTokens {
@@ -17,15 +14,14 @@ class FewTokens {
 
     // y[row_block - begin][token][4]
     void run(int begin, int end, float* y) const {
-        const int tiles = (x_.tokens + kTile - 1) / kTile;
-        for (int b = 0; b < kPrefetchBlocks; ++b) blocks_.prefetch_planes(begin, b);
+        Planes<F> ahead = blocks_.planes(begin, 0);
+        for (int b = 0; b < kPrefetchBlocks; ++b, ahead.next()) ahead.template prefetch_after<0>();
         for (int rb = begin; rb < end; ++rb, y += x_.tokens * kRowsPerBlock) {
-            for (int tile = 0, token = 0; tile < tiles; ++tile) {
-                const int size = (x_.tokens - token) / (tiles - tile);
+            for (int token = 0, size = 0; token < x_.tokens; token += size) {
+                size = tile_size(x_.tokens - token);
                 unroll<kTile>([&](auto i) SPEQ_LAMBDA {
                     if (size == i + 1) multiply<i + 1>(rb, token, y + token * kRowsPerBlock);
                 });
-                token += size;
             }
             escapes_.add(rb, x_.columns, x_.tokens, y);
         }
@@ -35,7 +31,6 @@ class FewTokens {
     using P = Pair<F::dtype>;
     using Weights = typename P::Weights;
     static constexpr int kPairs = kBlock / kPairColumns;
-    static constexpr int kTile = kWideRows == 2 ? 12 : 8;  // tokens that are multiplied at a time
     static constexpr int kPrefetchBlocks = 24;
 
     // Vectors of rows whose accumulators for M tokens fit in the registers beside what the decoder needs.
@@ -44,6 +39,11 @@ class FewTokens {
         if (kWideRows == 2 || M <= 2) return kWides;
         return M <= 4 ? 2 : 1;
     }
+
+    // Whether two tokens are multiplied at a time: accumulators 2 p and 2 p + 1 of a vector of rows are then of a row
+    // and the token 2 p or 2 p + 1 that stands in the same half, and of a row and the other token.
+    template <int M>
+    static constexpr bool kTwoTokens = kWideRows == 2 && M > 1;
 
     // y[m][4] for M tokens
     template <int M>
@@ -54,17 +54,23 @@ class FewTokens {
 
     template <int M, int Pass>
     SPEQ_INLINE void multiply(int rb, int token, int first, float* y) const {
+        constexpr TokenTile<F::dtype> tile(M);
         Wide acc[Pass][M];
         unroll<Pass>([&](auto i) SPEQ_LAMBDA { unroll<M>([&](auto m) SPEQ_LAMBDA { acc[i][m] = wide_zero(); }); });
         TableStrip<F, Pass> tables(w_);
-        for (int b = 0; b < blocks_.count(); ++b) {
-            if (b % tables.kBlocks == 0)
-                tables.fill(w_.scales_at(rb), first, b, std::min(b + tables.kBlocks, blocks_.count()));
-            if (token == 0 && first == 0) blocks_.prefetch_planes(rb, b + kPrefetchBlocks);
-            multiply_block<M, Pass>(rb, b, first, tables, rows_from(token, b), acc);
+        const float* x = x_.rows + tile_begin<F::dtype>(token, w_.padded_columns());
+        Planes<F> planes = blocks_.planes(rb, 0);
+        const bool first_to_read = token == 0 && first == 0;
+        for (int strip = 0; strip < blocks_.count(); strip += tables.kBlocks) {
+            const int size = std::min(tables.kBlocks, blocks_.count() - strip);
+            tables.fill(w_.scales_at(rb), first, strip, strip + size);
+            for (int b = 0; b < size; ++b, planes.next(), x += kPairs * tile.pair_step()) {
+                if (first_to_read) planes.template prefetch_after<kPrefetchBlocks>();
+                multiply_block<M, Pass>(planes, tables, b, first, x, acc);
+            }
         }
         if constexpr (Pass == kWides) {
-            sum_rows<M>([&](auto i, auto m) SPEQ_LAMBDA { return acc[i][m]; }, y);
+            sum_rows<M>([&](auto i, auto m) SPEQ_LAMBDA { return of_token<M>(acc[i], m); }, y);
         } else {
             unroll<Pass>([&](auto i) SPEQ_LAMBDA {
                 unroll<M>([&](auto m) SPEQ_LAMBDA { y[m * kRowsPerBlock + first + i] = sum(acc[i][m]); });
@@ -73,39 +79,65 @@ class FewTokens {
     }
 
     template <int M, int Pass>
-    SPEQ_INLINE void multiply_block(int rb, int b, int first, const TableStrip<F, Pass>& tables, const float* x,
-                                    Wide (&acc)[Pass][M]) const {
-        const auto inputs = [&](int j, int m)
-                                SPEQ_LAMBDA { return P::inputs(x + m * x_.stride + j * kPairFloats<F::dtype>); };
-        if constexpr (Pass == 2 && kWideRows == 2 && M > 1) {
+    SPEQ_INLINE void multiply_block(const Planes<F>& planes, const TableStrip<F, Pass>& tables, int b, int first,
+                                    const float* x, Wide (&acc)[Pass][M]) const {
+        constexpr TokenTile<F::dtype> tile(M);
+        if constexpr (kTwoTokens<M>) {
             // Weights wait for each other, so that each x is loaded once for all rows.
             Weights waiting[kPairs];
-            blocks_.decode(rb, b, 0, tables, [&](auto j, auto w) SPEQ_LAMBDA { waiting[j] = w; });
-            const auto multiply_pair = [&](auto j, const Weights& second) SPEQ_LAMBDA {
-                unroll<M>([&](auto m) SPEQ_LAMBDA {
-                    const auto v = inputs(j, m);
-                    acc[0][m] = P::multiply_add(waiting[j], v, acc[0][m]);
-                    acc[1][m] = P::multiply_add(second, v, acc[1][m]);
-                });
-            };
+            blocks_.decode(planes, tables, b, 0, [&](auto j, auto w) SPEQ_LAMBDA { waiting[j] = w; });
             if constexpr (M <= 8) {
-                blocks_.decode(rb, b, 1, tables, multiply_pair);
+                blocks_.decode(planes, tables, b, 1, [&](auto j, auto w) SPEQ_LAMBDA {
+                    multiply_pair<M>(waiting[j], w, x + j * tile.pair_step(), acc);
+                });
             } else {  // accumulators leave no room to decode in the meantime
                 Weights second[kPairs];
-                blocks_.decode(rb, b, 1, tables, [&](auto j, auto w) SPEQ_LAMBDA { second[j] = w; });
-                unroll<kPairs>([&](auto j) SPEQ_LAMBDA { multiply_pair(j, second[j]); });
+                blocks_.decode(planes, tables, b, 1, [&](auto j, auto w) SPEQ_LAMBDA { second[j] = w; });
+                unroll<kPairs>([&](auto j) SPEQ_LAMBDA {
+                    multiply_pair<M>(waiting[j], second[j], x + j * tile.pair_step(), acc);
+                });
             }
         } else {
             unroll<Pass>([&](auto i) SPEQ_LAMBDA {
-                blocks_.decode(rb, b, first + i, tables, [&](auto j, auto w) SPEQ_LAMBDA {
-                    unroll<M>([&](auto m) SPEQ_LAMBDA { acc[i][m] = P::multiply_add(w, inputs(j, m), acc[i][m]); });
+                blocks_.decode(planes, tables, b, first + i, [&](auto j, auto w) SPEQ_LAMBDA {
+                    unroll<M>([&](auto m) SPEQ_LAMBDA {
+                        const auto v = P::inputs(x + j * tile.pair_step() + tile.at(m), tile.unit_step());
+                        acc[i][m] = P::multiply_add(w, v, acc[i][m]);
+                    });
                 });
             });
         }
     }
 
-    SPEQ_INLINE const float* rows_from(int token, int block) const {
-        return activations_from<F::dtype>(x_.rows + token * x_.stride, block * kBlock);
+    // All rows with the tokens of a tile, two at a time.
+    template <int M>
+    static SPEQ_INLINE void multiply_pair(const Weights& a, const Weights& b, const float* x, Wide (&acc)[2][M]) {
+        constexpr TokenTile<F::dtype> tile(M);
+        const Weights swapped_a = P::swapped(a), swapped_b = P::swapped(b);
+        unroll<M / 2>([&](auto p) SPEQ_LAMBDA {
+            constexpr int m = 2 * p;
+            const auto v = P::inputs_of_two(x + tile.at(m));
+            acc[0][m] = P::multiply_add(a, v, acc[0][m]);
+            acc[0][m + 1] = P::multiply_add(swapped_a, v, acc[0][m + 1]);
+            acc[1][m] = P::multiply_add(b, v, acc[1][m]);
+            acc[1][m + 1] = P::multiply_add(swapped_b, v, acc[1][m + 1]);
+        });
+        if constexpr (M % 2) {
+            const auto v = P::inputs(x + tile.at(M - 1), tile.unit_step());
+            acc[0][M - 1] = P::multiply_add(a, v, acc[0][M - 1]);
+            acc[1][M - 1] = P::multiply_add(b, v, acc[1][M - 1]);
+        }
+    }
+
+    // The sums of token m, in the order of the rows.
+    template <int M, int Token>
+    static SPEQ_INLINE Wide of_token(const Wide (&acc)[M], Index<Token>) {
+        if constexpr (!kTwoTokens<M> || (Token == M - 1 && M % 2))
+            return acc[Token];
+        else if constexpr (Token % 2)
+            return wide_second(acc[Token], acc[Token - 1]);
+        else
+            return wide_first(acc[Token], acc[Token + 1]);
     }
 
     const SplitWeight& w_;

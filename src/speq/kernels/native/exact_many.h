@@ -72,21 +72,17 @@ class ManyTokens {
         TableStrip<F> tables(w_);
         tables.fill(w_.scales_at(s.rb), 0, s.first, s.last);
         float* out = s.weights;
-        for (int b = s.first; b < s.last; ++b, out += kBlockFloats) {
-            prefetch_next(s, b);
+        // What takes the place of these planes in the group's next strips is asked for.
+        Planes<F> planes = blocks_.planes(s.rb, s.first);
+        Planes<F> next =
+            s.last < blocks_.count() ? blocks_.planes(s.rb, s.first + kStripBlocks) : blocks_.planes(s.rb + kGroup, 0);
+        for (int b = 0; b < s.last - s.first; ++b, planes.next(), next.next(), out += kBlockFloats) {
+            next.template prefetch_after<0>();
             unroll<kWides>([&](auto i) SPEQ_LAMBDA {
-                blocks_.decode(s.rb, b, i, tables,
+                blocks_.decode(planes, tables, b, i,
                                [&](auto j, auto w) SPEQ_LAMBDA { P::store(out + (j * kWides + i) * P::kFloats, w); });
             });
         }
-    }
-
-    // Asks for what takes the place of block b in the group's next strips.
-    SPEQ_INLINE void prefetch_next(const Strip& s, int b) const {
-        if (s.last < blocks_.count())
-            blocks_.prefetch_planes(s.rb, b + kStripBlocks);
-        else
-            blocks_.prefetch_planes(s.rb + kGroup, b - s.first);
     }
 
     // Tokens that go through a strip together, as many as the registers hold.

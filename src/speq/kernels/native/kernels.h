@@ -81,9 +81,9 @@ constexpr int kFewTokens = 16;
 // Room between two columns of activations of few tokens.
 constexpr int column_width(int tokens) { return tokens == 1 ? 1 : (tokens + 7) / 8 * 8; }
 
-// The activations of an exact product, as Kernels::prepare_row and prepare_columns write them.
+// The activations of an exact product, as Kernels::prepare_few or prepare_row writes them.
 struct Activations {
-    const float* rows;  // of token t at rows + t * stride
+    const float* rows;  // of more than kFewTokens tokens, token t at rows + t * stride
     size_t stride;
     const float* columns;  // [padded columns][column_width(tokens)], null for more than kFewTokens
     int tokens;
@@ -94,15 +94,16 @@ struct Kernels {
     // The matrix products depend on the format; all other operators do not.
     using ExactRows = void (*)(const SplitWeight&, const Activations&, int begin, int end, float* y, float* scratch);
     using PrepareRow = void (*)(const float* x, int columns, float* out);
-    using PrepareColumns = void (*)(const float* x, size_t stride, int tokens, int columns, float* out);
+    using PrepareFew = void (*)(const float* x, size_t stride, int tokens, int columns, float* rows, float* by_column);
     using DraftRows = void (*)(const SplitWeight&, const DraftRow&, int begin, int end, float* y);
     using Quantise = void (*)(const float* x, int columns, DraftRow);
     using DecodeRow = void (*)(const SplitWeight&, int row, float* out);
     ExactRows (*exact_rows)(const SplitWeight&);
-    // A token's activations, in at most as many floats, perhaps in place; null where they are used as they are.
+    // One of many tokens' activations, in at most as many floats, perhaps in place; null where they are used as they
+    // are.
     PrepareRow (*prepare_row)(const SplitWeight&);
-    // Those of few tokens, `stride` floats apart, by column.
-    PrepareColumns (*prepare_columns)(const SplitWeight&);
+    // Those of up to kFewTokens tokens, `stride` floats apart; each result is as large as kFewTokens rows at most.
+    PrepareFew (*prepare_few)(const SplitWeight&);
     DraftRows (*draft_rows)(const SplitWeight&);
     Quantise (*quantise)(const SplitWeight&);
     DecodeRow (*decode_row)(const SplitWeight&);

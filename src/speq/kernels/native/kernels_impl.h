@@ -9,6 +9,7 @@
 #include "nearest.h"
 #include "operators.h"
 #include "quantise.h"
+#include "token_tiles.h"
 
 namespace speq::SPEQ_ISA {
 
@@ -31,13 +32,15 @@ void decode_row(const SplitWeight& w, int row, float* out) {
     const ExactBlocks<F> blocks(w);
     TableStrip<F> tables(w);
     const int rb = row / kRowsPerBlock, r = row % kRowsPerBlock;
-    for (int b = 0; b < w.blocks(); ++b) {
-        if (b % tables.kBlocks == 0) tables.fill(w.scales_at(rb), 0, b, std::min(b + tables.kBlocks, w.blocks()));
-        blocks.decode(rb, b, r / kWideRows, tables, [&](int j, const auto& pair) {
-            const FloatPair v = Pair<F::dtype>::widen(pair);
-            wide_row(v.low, r % kWideRows, out + b * kBlock + kPairColumns * j);
-            wide_row(v.high, r % kWideRows, out + b * kBlock + kPairColumns * j + 8);
-        });
+    for (int first = 0; first < blocks.count(); first += tables.kBlocks) {
+        const int last = std::min(first + tables.kBlocks, blocks.count());
+        tables.fill(w.scales_at(rb), 0, first, last);
+        for (int b = first; b < last; ++b)
+            blocks.decode(blocks.planes(rb, b), tables, b - first, r / kWideRows, [&](int j, const auto& pair) {
+                const FloatPair v = Pair<F::dtype>::widen(pair);
+                wide_row(v.low, r % kWideRows, out + b * kBlock + kPairColumns * j);
+                wide_row(v.high, r % kWideRows, out + b * kBlock + kPairColumns * j + 8);
+            });
     }
     for (uint32_t e = w.escape_rows[row]; e < w.escape_rows[row + 1]; ++e)
         out[w.escape_columns[e]] = to_float<F::dtype>(w.escape_values[e]);
@@ -53,8 +56,8 @@ inline Kernels make_kernels(const char* name) {
         .prepare_row = [](const SplitWeight& w) -> Kernels::PrepareRow {
             return w.dtype == DType::bf16 ? prepare_row<DType::bf16> : nullptr;
         },
-        .prepare_columns = [](const SplitWeight& w) -> Kernels::PrepareColumns {
-            return w.dtype == DType::bf16 ? prepare_columns<DType::bf16> : prepare_columns<DType::fp16>;
+        .prepare_few = [](const SplitWeight& w) -> Kernels::PrepareFew {
+            return w.dtype == DType::bf16 ? prepare_few<DType::bf16> : prepare_few<DType::fp16>;
         },
         .draft_rows = [](const SplitWeight& w) -> Kernels::DraftRows {
             return with_format(w, []<class F>(F) -> Kernels::DraftRows { return draft_rows<F>; });

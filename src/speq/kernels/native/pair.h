@@ -11,14 +11,19 @@ struct FloatPair {
     Wide low, high;  // columns 0 to 7, columns 8 to 15
 };
 
-// `Weights`: as decoded, and as they rest in a strip of kFloats floats. `Inputs`: the activations of one token.
+// `Weights`: as decoded, and as they rest in a strip of kFloats floats. `Inputs`: activations, of one token or, on a
+// machine with kWideRows == 2, of two, one in each half; then swapped weights make up for the other two products.
 template <DType D>
 struct Pair {
     using Weights = FloatPair;
     using Inputs = FloatPair;
     static constexpr int kFloats = kPairColumns * kWideRows;
 
-    static SPEQ_INLINE Inputs inputs(const float* x) { return {wide_broadcast(x), wide_broadcast(x + 8)}; }
+    static SPEQ_INLINE Inputs inputs(const float* x, int unit_step = 8) {
+        return {wide_broadcast(x), wide_broadcast(x + unit_step)};
+    }
+    static SPEQ_INLINE Inputs inputs_of_two(const float* x) { return {wide_load(x), wide_load(x + 16)}; }
+    static SPEQ_INLINE Weights swapped(const Weights& w) { return {wide_swap(w.low), wide_swap(w.high)}; }
     static SPEQ_INLINE Wide multiply_add(const Weights& w, const Inputs& x, Wide acc) {
         return wide_fma(w.low, x.low, wide_fma(w.high, x.high, acc));
     }
@@ -52,9 +57,11 @@ struct Pair<DType::bf16> {
     using Inputs = Weights;
     static constexpr int kFloats = kPairColumns * kWideRows / 2;
 
-    static SPEQ_INLINE Inputs inputs(const float* x) {
+    static SPEQ_INLINE Inputs inputs(const float* x, int = 8) {
         return {_mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)))};
     }
+    static SPEQ_INLINE Inputs inputs_of_two(const float* x) { return {_mm512_loadu_si512(x)}; }
+    static SPEQ_INLINE Weights swapped(const Weights& w) { return {_mm512_shuffle_i64x2(w.v, w.v, 0x4e)}; }
     static SPEQ_INLINE Wide multiply_add(const Weights& w, const Inputs& x, Wide acc) {
         return {_mm512_dpbf16_ps(acc.v, (__m512bh)w.v, (__m512bh)x.v)};
     }

@@ -84,14 +84,11 @@ class ProductInput {
             const float* rows = m.prepare_row ? step_.shared_input() + offset(first_) : normalised();
             return {rows, stride, nullptr, count_};
         }
-        const float* rows = normalised();
-        if (prepared_for_ != m.prepare_columns) {
-            m.prepare_columns(rows, stride, count_, x_.stride, scratch_.columns.get());
-            for (int t = 0; m.prepare_row && t < count_; ++t)
-                m.prepare_row(rows + offset(t), x_.stride, scratch_.rows.get() + offset(t));
-            prepared_for_ = m.prepare_columns;
+        if (prepared_for_ != m.prepare_few) {
+            m.prepare_few(normalised(), stride, count_, x_.stride, scratch_.rows.get(), scratch_.columns.get());
+            prepared_for_ = m.prepare_few;
         }
-        return {m.prepare_row ? scratch_.rows.get() : rows, stride, scratch_.columns.get(), count_};
+        return {scratch_.rows.get(), stride, scratch_.columns.get(), count_};
     }
 
     Step& step_;
@@ -101,7 +98,7 @@ class ProductInput {
     int first_, count_;
     bool draft_;
     const float* rows_ = nullptr;
-    Kernels::PrepareColumns prepared_for_ = nullptr;
+    Kernels::PrepareFew prepared_for_ = nullptr;
     int quantised_token_ = -1;
     Kernels::Quantise quantised_for_ = nullptr;
 };

@@ -223,6 +223,10 @@ SPEQ_INLINE void wide_row(Wide a, int row, float* p) {
     _mm256_storeu_ps(p, row ? _mm512_extractf32x8_ps(a.v, 1) : _mm512_castps512_ps256(a.v));
 }
 SPEQ_INLINE Wide wide_fma(Wide a, Wide b, Wide c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// The halves of one the other way round; the first halves of two; their second halves.
+SPEQ_INLINE Wide wide_swap(Wide a) { return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)}; }
+SPEQ_INLINE Wide wide_first(Wide a, Wide b) { return {_mm512_shuffle_f32x4(a.v, b.v, 0x44)}; }
+SPEQ_INLINE Wide wide_second(Wide a, Wide b) { return {_mm512_shuffle_f32x4(a.v, b.v, 0xee)}; }
 
 #else
 
@@ -237,6 +241,9 @@ SPEQ_INLINE void wide_store(float* p, Wide a) { store(p, a); }
 SPEQ_INLINE Wide wide_broadcast(const float* p) { return load(p); }
 SPEQ_INLINE void wide_row(Wide a, int, float* p) { store(p, a); }
 SPEQ_INLINE Wide wide_fma(Wide a, Wide b, Wide c) { return fma(a, b, c); }
+SPEQ_INLINE Wide wide_swap(Wide a) { return a; }
+SPEQ_INLINE Wide wide_first(Wide a, Wide) { return a; }
+SPEQ_INLINE Wide wide_second(Wide, Wide b) { return b; }
 
 #endif
 

@@ -46,9 +46,6 @@ struct SplitWeight {
     const uint8_t* codes_at(int row_block, int block) const {
         return codes + (static_cast<size_t>(row_block) * blocks() + block) * (kRowsPerBlock * kBlock / 2);
     }
-    const uint8_t* residual_at(int row_block, int block) const {
-        return residual + (static_cast<size_t>(row_block) * blocks() + block) * residual_tile();
-    }
     const uint16_t* scales_at(int row_block) const {
         return scales + static_cast<size_t>(row_block) * groups() * kRowsPerBlock;
     }

@@ -45,7 +45,7 @@ struct Matrix {  // a split weight with the kernels for its format
     SplitWeight weight;
     Kernels::ExactRows exact_rows;
     Kernels::PrepareRow prepare_row;
-    Kernels::PrepareColumns prepare_columns;
+    Kernels::PrepareFew prepare_few;
     Kernels::DraftRows draft_rows;
     Kernels::Quantise quantise;
     Kernels::DecodeRow decode_row;
