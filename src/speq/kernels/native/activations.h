@@ -62,25 +62,6 @@ void prepare_row(const float* x, int columns, float* out) {
     prepare<D>(x, columns, out, 8, kPairFloats<D>);
 }
 
-// out[column][column_width(tokens)] as float32, rounded where the rows are.
-template <DType D>
-void prepare_columns(const float* x, size_t stride, int tokens, int columns, float* out) {
-    const auto rounded = [](Vec8 v) SPEQ_LAMBDA { return D == DType::bf16 ? round_to_bf16(v) : v; };
-    const int width = column_width(tokens);
-    for (int k = 0; k < columns; k += 8) {
-        if (tokens == 1) {
-            store(out + k, rounded(load(x + k)));
-            continue;
-        }
-        for (int t = 0; t < tokens; t += 8) {
-            Vec8 block[8];
-            for (int m = 0; m < 8; ++m) block[m] = t + m < tokens ? rounded(load(x + (t + m) * stride + k)) : zero();
-            transpose(block);
-            for (int j = 0; j < 8; ++j) store(out + static_cast<size_t>(k + j) * width + t, block[j]);
-        }
-    }
-}
-
 // Activations of columns in a prepared row.
 template <DType D>
 SPEQ_INLINE const float* activations_from(const float* row, int column) {

@@ -85,10 +85,9 @@ nb::ndarray<nb::numpy, float> multiply(const std::string& isa, const SplitWeight
     auto y = make_aligned<float>(static_cast<size_t>(w.row_blocks()) * tokens * kRowsPerBlock);
     if (!draft) {
         auto scratch = make_aligned<float>(exact_scratch(tokens));
-        const size_t few = static_cast<size_t>(kFewTokens) * padded;
-        auto rows = make_aligned<float>(few), columns = make_aligned<float>(few);
+        auto rows = make_aligned<float>(static_cast<size_t>(kFewTokens) * padded);
         const bool is_few = tokens <= kFewTokens;
-        if (is_few) k.prepare_few(w)(input.get(), padded, tokens, padded, rows.get(), columns.get());
+        if (is_few) k.prepare_few(w)(input.get(), padded, tokens, padded, rows.get());
         for (int t = 0; !is_few && k.prepare_row(w) && t < tokens; ++t) {
             float* row = input.get() + static_cast<size_t>(t) * padded;
             k.prepare_row(w)(row, padded, row);
@@ -96,8 +95,7 @@ nb::ndarray<nb::numpy, float> multiply(const std::string& isa, const SplitWeight
         const auto deltas = escape_deltas(w);
         SplitWeight complete = w;
         complete.escape_deltas = deltas.get();
-        const Activations x{is_few ? rows.get() : input.get(), static_cast<size_t>(padded),
-                            is_few ? columns.get() : nullptr, tokens};
+        const Activations x{is_few ? rows.get() : input.get(), static_cast<size_t>(padded), tokens};
         k.exact_rows(w)(complete, x, 0, w.row_blocks(), y.get(), scratch.get());
     } else {
         auto values = make_aligned<int8_t>(padded);

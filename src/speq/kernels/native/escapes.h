@@ -3,8 +3,7 @@
 #pragma once
 #include <algorithm>
 
-#include "activations.h"
-#include "kernels.h"
+#include "token_tiles.h"
 
 namespace speq::SPEQ_ISA {
 
@@ -12,29 +11,37 @@ class Escapes {
   public:
     SPEQ_INLINE explicit Escapes(const SplitWeight& w) : w_(w) {}
 
-    // Adds to y[token][4] of a row block for few tokens, whose activations stand by column.
-    SPEQ_INLINE void add(int row_block, const float* columns, int tokens, float* y) const {
-        const int width = column_width(tokens);
-        prefetch_after(row_block);
-        if (tokens == 1) {
-            each_row(row_block, [&](int r, uint32_t first, uint32_t last) SPEQ_LAMBDA {
-                float sum = 0;
-                for (uint32_t e = first; e < last; ++e)
-                    sum = std::fma(w_.escape_deltas[e], columns[w_.escape_columns[e]], sum);
-                y[r] += sum;
+    // Adds to y[token][4] of a row block for the M tokens of a tile.
+    template <DType D, int M>
+    SPEQ_INLINE void add_tile(int row_block, const float* x, float* y) const {
+        if (!any(row_block)) return;
+        if constexpr (M == 1) {
+            float sums[kRowsPerBlock] = {};
+            each(row_block, [&](int r, uint32_t e) SPEQ_LAMBDA {
+                sums[r] = std::fma(w_.escape_deltas[e], activation<D>(x, w_.escape_columns[e]), sums[r]);
             });
-            return;
-        }
-        for (int t = 0; t < tokens; t += 8) {
-            Vec8 sums[kRowsPerBlock] = {zero(), zero(), zero(), zero()};
-            each_row(row_block, [&](int r, uint32_t first, uint32_t last) SPEQ_LAMBDA {
-                for (uint32_t e = first; e < last; ++e) {
-                    const float* x = columns + static_cast<size_t>(w_.escape_columns[e]) * width + t;
-                    sums[r] = fma(broadcast(w_.escape_deltas[e]), load(x), sums[r]);
-                }
+            for (int r = 0; r < kRowsPerBlock; ++r) y[r] += sums[r];
+        } else {
+            unroll<(M + 7) / 8>([&](auto i) SPEQ_LAMBDA {
+                constexpr int first = 8 * i;
+                Vec8 sums[kRowsPerBlock] = {zero(), zero(), zero(), zero()};
+                each(row_block, [&](int r, uint32_t e) SPEQ_LAMBDA {
+                    const Vec8 values = tile_column<D, M, first>(x, w_.escape_columns[e]);
+                    sums[r] = fma(broadcast(w_.escape_deltas[e]), values, sums[r]);
+                });
+                add_transposed(sums, std::min(8, M - first), y + first * kRowsPerBlock);
             });
-            if (any(row_block)) add_transposed(sums, std::min(8, tokens - t), y + t * kRowsPerBlock);
         }
+    }
+
+    // Asks for the escapes of the row block after the next, taking it to have as many as this one has.
+    SPEQ_INLINE void prefetch_after(int row_block) const {
+        constexpr uint32_t deltas = 64 / sizeof(float);  // in a cache line
+        prefetch(ends(row_block) + kRowsAhead);
+        const uint32_t here = ends(row_block)[0], next = ends(row_block)[kRowsPerBlock];
+        const uint32_t ahead = next + (next - here), end = ahead + (next - here);
+        for (uint32_t e = ahead; e < end + deltas; e += deltas) prefetch(w_.escape_deltas + e);
+        for (uint32_t e = ahead; e < end + 2 * deltas; e += 2 * deltas) prefetch(w_.escape_columns + e);
     }
 
     // The same for any number of tokens, whose activations stand in prepared rows.
@@ -79,14 +86,16 @@ class Escapes {
         unroll<kRowsPerBlock>([&](auto r) SPEQ_LAMBDA { f(r, at[r], at[r + 1]); });
     }
 
-    // Asks for the escapes of row blocks to come.
-    SPEQ_INLINE void prefetch_after(int row_block) const {
-        const uint32_t here = ends(row_block)[0], next = ends(row_block)[kRowsPerBlock];
-        const uint32_t ahead = next + (next - here);
-        prefetch(w_.escape_deltas + ahead);
-        prefetch(w_.escape_deltas + ahead + 16);
-        prefetch(w_.escape_columns + ahead);
+    // f(row in the block, escape) for all of a block's escapes, in one loop: rows have so few that the end of a loop of
+    // their own would cost more than the loop.
+    template <class Do>
+    SPEQ_INLINE void each(int row_block, Do&& f) const {
+        const uint32_t* at = ends(row_block);
+        const uint32_t end = at[kRowsPerBlock];
+        for (uint32_t e = at[0]; e < end; ++e) f((e >= at[1]) + (e >= at[2]) + (e >= at[3]), e);
     }
+
+    static constexpr int kRowsAhead = 64;
 
     const SplitWeight& w_;
 };

@@ -23,7 +23,7 @@ class FewTokens {
                     if (size == i + 1) multiply<i + 1>(rb, token, y + token * kRowsPerBlock);
                 });
             }
-            escapes_.add(rb, x_.columns, x_.tokens, y);
+            escapes_.prefetch_after(rb);
         }
     }
 
@@ -49,16 +49,17 @@ class FewTokens {
     template <int M>
     void multiply(int rb, int token, float* y) const {
         constexpr int pass = wides_at_once<M>();
-        for (int first = 0; first < kWides; first += pass) multiply<M, pass>(rb, token, first, y);
+        const float* x = x_.rows + tile_begin<F::dtype>(token, w_.padded_columns());
+        for (int first = 0; first < kWides; first += pass) multiply<M, pass>(rb, token, first, x, y);
+        escapes_.template add_tile<F::dtype, M>(rb, x, y);
     }
 
     template <int M, int Pass>
-    SPEQ_INLINE void multiply(int rb, int token, int first, float* y) const {
+    SPEQ_INLINE void multiply(int rb, int token, int first, const float* x, float* y) const {
         constexpr TokenTile<F::dtype> tile(M);
         Wide acc[Pass][M];
         unroll<Pass>([&](auto i) SPEQ_LAMBDA { unroll<M>([&](auto m) SPEQ_LAMBDA { acc[i][m] = wide_zero(); }); });
         TableStrip<F, Pass> tables(w_);
-        const float* x = x_.rows + tile_begin<F::dtype>(token, w_.padded_columns());
         Planes<F> planes = blocks_.planes(rb, 0);
         const bool first_to_read = token == 0 && first == 0;
         for (int strip = 0; strip < blocks_.count(); strip += tables.kBlocks) {

@@ -21,7 +21,7 @@ class ManyTokens {
         for (int rb = begin; rb < end; rb += kGroup) {
             const int group = std::min(kGroup, end - rb), rows = group * kRowsPerBlock;
             const uint32_t* escapes = w_.escape_rows + rb * kRowsPerBlock;
-            const bool gather = !x_.columns && escapes[rows] - escapes[0] <= kGatheredEscapes;
+            const bool gather = escapes[rows] - escapes[0] <= kGatheredEscapes;
             uint32_t next[kGroup * kRowsPerBlock];  // of each row, the first escape of the strips to come
             std::copy_n(escapes, rows, next);
             std::fill_n(s_.acc, group * block_accumulators(), 0.0f);
@@ -48,8 +48,6 @@ class ManyTokens {
                 if (gather)
                     escapes_.add_gathered(rb + g, escapes[0], s_.gathered, ManyScratch::padded(tokens_), tokens_,
                                           s_.sums, y);
-                else if (x_.columns)
-                    escapes_.add(rb + g, x_.columns, tokens_, y);
                 else
                     escapes_.template add<F::dtype>(rb + g, x_.rows, x_.stride, tokens_, y);
             }

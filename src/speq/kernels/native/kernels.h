@@ -75,17 +75,13 @@ struct AttentionChunk {
     }
 };
 
-// Passes of up to so many tokens are those of decoding; their activations are prepared by column too.
+// Passes of up to so many tokens are those of decoding, whose activations are prepared together.
 constexpr int kFewTokens = 16;
-
-// Room between two columns of activations of few tokens.
-constexpr int column_width(int tokens) { return tokens == 1 ? 1 : (tokens + 7) / 8 * 8; }
 
 // The activations of an exact product, as Kernels::prepare_few or prepare_row writes them.
 struct Activations {
     const float* rows;  // of more than kFewTokens tokens, token t at rows + t * stride
     size_t stride;
-    const float* columns;  // [padded columns][column_width(tokens)], null for more than kFewTokens
     int tokens;
 };
 
@@ -94,7 +90,7 @@ struct Kernels {
     // The matrix products depend on the format; all other operators do not.
     using ExactRows = void (*)(const SplitWeight&, const Activations&, int begin, int end, float* y, float* scratch);
     using PrepareRow = void (*)(const float* x, int columns, float* out);
-    using PrepareFew = void (*)(const float* x, size_t stride, int tokens, int columns, float* rows, float* by_column);
+    using PrepareFew = void (*)(const float* x, size_t stride, int tokens, int columns, float* out);
     using DraftRows = void (*)(const SplitWeight&, const DraftRow&, int begin, int end, float* y);
     using Quantise = void (*)(const float* x, int columns, DraftRow);
     using DecodeRow = void (*)(const SplitWeight&, int row, float* out);
@@ -102,7 +98,7 @@ struct Kernels {
     // One of many tokens' activations, in at most as many floats, perhaps in place; null where they are used as they
     // are.
     PrepareRow (*prepare_row)(const SplitWeight&);
-    // Those of up to kFewTokens tokens, `stride` floats apart; each result is as large as kFewTokens rows at most.
+    // Those of up to kFewTokens tokens, `stride` floats apart, in at most as many floats as kFewTokens rows have.
     PrepareFew (*prepare_few)(const SplitWeight&);
     DraftRows (*draft_rows)(const SplitWeight&);
     Quantise (*quantise)(const SplitWeight&);

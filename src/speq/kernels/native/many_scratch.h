@@ -11,8 +11,8 @@ constexpr int kStripBlocks = 8;  // blocks of a row that are multiplied together
                                  // cache
 constexpr int kGroup = 2;        // row blocks that go through a strip together: x comes from the L2 cache once for both
 constexpr int kStrip = kRowsPerBlock * kStripBlocks * kBlock;  // floats
-// The activations of escapes that do not stand by column are gathered for at most so many escapes of a group; else they
-// are looked up where they are.
+// The activations of escapes are gathered for at most so many escapes of a group; else they are looked up where they
+// are.
 constexpr uint32_t kGatheredEscapes = 512;
 
 struct ManyScratch {

@@ -82,13 +82,13 @@ class ProductInput {
         const size_t stride = static_cast<size_t>(x_.stride);
         if (count_ > kFewTokens) {
             const float* rows = m.prepare_row ? step_.shared_input() + offset(first_) : normalised();
-            return {rows, stride, nullptr, count_};
+            return {rows, stride, count_};
         }
         if (prepared_for_ != m.prepare_few) {
-            m.prepare_few(normalised(), stride, count_, x_.stride, scratch_.rows.get(), scratch_.columns.get());
+            m.prepare_few(normalised(), stride, count_, x_.stride, scratch_.rows.get());
             prepared_for_ = m.prepare_few;
         }
-        return {scratch_.rows.get(), stride, scratch_.columns.get(), count_};
+        return {scratch_.rows.get(), stride, count_};
     }
 
     Step& step_;

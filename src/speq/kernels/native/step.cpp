@@ -48,7 +48,6 @@ void Step::bind() {
     for (auto& s : scratch_) {
         s.input = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
         s.rows = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
-        s.columns = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
         s.quantised = make_aligned<int8_t>(columns);
         s.quantised_scales = make_aligned<float>(columns / 32);
         s.quantised_offsets = make_aligned<int32_t>(columns / 4);

@@ -57,10 +57,10 @@ struct Norm {
     float eps = 0;
 };
 
-struct Scratch {                   // of one thread
-    Aligned<float> input;          // normalised activations of few tokens
-    Aligned<float> rows, columns;  // of few tokens, as the exact product wants them
-    Aligned<int8_t> quantised;     // draft activations of one token
+struct Scratch {                // of one thread
+    Aligned<float> input;       // normalised activations of few tokens
+    Aligned<float> rows;        // of few tokens, as the exact product wants them
+    Aligned<int8_t> quantised;  // draft activations of one token
     Aligned<float> quantised_scales;
     Aligned<int32_t> quantised_offsets;
     Aligned<float> product, product2, strip;

@@ -1,5 +1,7 @@
 // The activations of few tokens, as they are multiplied: tile by tile.
 #pragma once
+#include <algorithm>
+
 #include "activations.h"
 
 namespace speq::SPEQ_ISA {
@@ -38,20 +40,50 @@ SPEQ_INLINE size_t tile_begin(int token, int columns) {
     return static_cast<size_t>(token) * (columns / kPairColumns) * kPairFloats<D>;
 }
 
-// The activations of up to kFewTokens tokens: `rows` as FewTokens or ManyTokens reads them, and by column.
+// Of tokens First..min(First + 8, M) - 1 of a tile, the activations of one column.
+template <DType D, int M, int First>
+SPEQ_INLINE Vec8 tile_column(const float* x, int column) {
+    constexpr TokenTile<D> tile(M);
+    x += column / kPairColumns * tile.pair_step() + column % 8;
+#if SPEQ_AVX512BF16
+    if constexpr (kPacked<D> && M > 1) {
+        // A line of 16 floats has two tokens.
+        constexpr int lines = std::min((M - First + 1) / 2, 4);
+        const auto line = [&](int i)
+                              SPEQ_LAMBDA { return _mm512_loadu_si512(x - column % 8 + tile.at(First + 2 * i)); };
+        const __m512i pick = _mm512_add_epi32(_mm512_setr_epi32(0, 8, 16, 24, 0, 8, 16, 24, 0, 0, 0, 0, 0, 0, 0, 0),
+                                              _mm512_set1_epi32(column % 8));
+        __m512i both = line(0);
+        both = _mm512_permutex2var_epi32(both, pick, lines > 1 ? line(1) : both);
+        if constexpr (lines > 2) {
+            const __m512i third = line(2);
+            both = _mm512_mask_blend_epi32(0xf0, both,
+                                           _mm512_permutex2var_epi32(third, pick, lines > 3 ? line(3) : third));
+        }
+        const __m256i pairs = _mm512_castsi512_si256(both);
+        const __m256i upper = _mm256_sll_epi32(pairs, _mm_cvtsi32_si128(column & 8 ? 0 : 16));
+        return {_mm256_castsi256_ps(_mm256_and_si256(upper, _mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
+    }
+#endif
+    x += column & 8 ? tile.unit_step() : 0;
+    alignas(32) float values[8] = {};
+    unroll<std::min(8, M - First)>([&](auto i) SPEQ_LAMBDA { values[i] = x[tile.at(First + i)]; });
+    return load(values);
+}
+
+// The activations of up to kFewTokens tokens, `stride` floats apart, as FewTokens or ManyTokens reads them.
 template <DType D>
-void prepare_few(const float* x, size_t stride, int tokens, int columns, float* rows, float* by_column) {
-    prepare_columns<D>(x, stride, tokens, columns, by_column);
+void prepare_few(const float* x, size_t stride, int tokens, int columns, float* out) {
     if (tokens > kTiledTokens) {
-        for (int t = 0; t < tokens; ++t) prepare_row<D>(x + t * stride, columns, rows + t * stride);
+        for (int t = 0; t < tokens; ++t) prepare_row<D>(x + t * stride, columns, out + t * stride);
         return;
     }
     for (int token = 0, size = 0; token < tokens; token += size) {
         size = tile_size(tokens - token);
         const TokenTile<D> tile(size);
-        float* out = rows + tile_begin<D>(token, columns);
+        float* begin = out + tile_begin<D>(token, columns);
         for (int t = 0; t < size; ++t)
-            prepare<D>(x + (token + t) * stride, columns, out + tile.at(t), tile.unit_step(), tile.pair_step());
+            prepare<D>(x + (token + t) * stride, columns, begin + tile.at(t), tile.unit_step(), tile.pair_step());
     }
 }
 
