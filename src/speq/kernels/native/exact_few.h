@@ -1,16 +1,15 @@
 // The exact product for up to kTiledTokens tokens: a row block is multiplied with one tile of them after the other.
 #pragma once
-#include "escapes.h"
 #include "exact_blocks.h"
 #include "row_sums.h"
-#include "token_tiles.h"
+#include "tile_escapes.h"
 
 namespace speq::SPEQ_ISA {
 
 template <class F>
 class FewTokens {
   public:
-    SPEQ_INLINE FewTokens(const SplitWeight& w, const Activations& x) : w_(w), blocks_(w), escapes_(w), x_(x) {}
+    SPEQ_INLINE FewTokens(const SplitWeight& w, const Activations& x) : w_(w), blocks_(w), x_(x) {}
 
     // y[row_block - begin][token][4]
     void run(int begin, int end, float* y) const {
@@ -23,7 +22,6 @@ class FewTokens {
                     if (size == i + 1) multiply<i + 1>(rb, token, y + token * kRowsPerBlock);
                 });
             }
-            escapes_.prefetch_after(rb);
         }
     }
 
@@ -50,12 +48,14 @@ class FewTokens {
     void multiply(int rb, int token, float* y) const {
         constexpr int pass = wides_at_once<M>();
         const float* x = x_.rows + tile_begin<F::dtype>(token, w_.padded_columns());
-        for (int first = 0; first < kWides; first += pass) multiply<M, pass>(rb, token, first, x, y);
-        escapes_.template add_tile<F::dtype, M>(rb, x, y);
+        TileEscapes<F::dtype, M> escapes(w_, rb, x);
+        for (int first = 0; first < kWides; first += pass) multiply<M, pass>(rb, token, first, x, y, escapes);
+        escapes.add_to(y);
     }
 
     template <int M, int Pass>
-    SPEQ_INLINE void multiply(int rb, int token, int first, const float* x, float* y) const {
+    SPEQ_INLINE void multiply(int rb, int token, int first, const float* x, float* y,
+                              TileEscapes<F::dtype, M>& escapes) const {
         constexpr TokenTile<F::dtype> tile(M);
         Wide acc[Pass][M];
         unroll<Pass>([&](auto i) SPEQ_LAMBDA { unroll<M>([&](auto m) SPEQ_LAMBDA { acc[i][m] = wide_zero(); }); });
@@ -68,6 +68,7 @@ class FewTokens {
             for (int b = 0; b < size; ++b, planes.next(), x += kPairs * tile.pair_step()) {
                 if (first_to_read) planes.template prefetch_after<kPrefetchBlocks>();
                 multiply_block<M, Pass>(planes, tables, b, first, x, acc);
+                if (first == 0) escapes.add_one();
             }
         }
         if constexpr (Pass == kWides) {
@@ -143,7 +144,6 @@ class FewTokens {
 
     const SplitWeight& w_;
     ExactBlocks<F> blocks_;
-    Escapes escapes_;
     const Activations x_;
 };
 

@@ -3,8 +3,8 @@
 #pragma once
 #include <algorithm>
 
-#include "escapes.h"
 #include "exact_blocks.h"
+#include "many_escapes.h"
 #include "many_scratch.h"
 #include "row_sums.h"
 
@@ -155,7 +155,7 @@ class ManyTokens {
 
     const SplitWeight& w_;
     ExactBlocks<F> blocks_;
-    Escapes escapes_;
+    ManyEscapes escapes_;
     const Activations x_;
     int tokens_;
     ManyScratch s_;
