@@ -8,17 +8,21 @@
 
 namespace speq {
 
-// How the row blocks of a product are cut into tasks: small enough to share evenly, large enough to stream.
+// How the row blocks of a product are cut into tasks: small enough to share evenly, large enough to stream. As many for
+// each thread as for the others, and all of about one size.
 struct Chunks {
-    Chunks(int row_blocks, int threads, int tokens)
-        : total(row_blocks),
-          size(std::clamp(row_blocks / (threads * 4), 1, tokens <= kFewTokens ? kFewTokensChunk : kManyTokensChunk)) {}
+    Chunks(int row_blocks, int threads, int tokens) : total(row_blocks) {
+        const int largest = tokens <= kFewTokens ? kFewTokensChunk : kManyTokensChunk;
+        const int wanted = std::max((total + largest - 1) / largest, std::min(total, kTasksPerThread * threads));
+        tasks = std::min(total, (wanted + threads - 1) / threads * threads);
+    }
 
-    int count() const { return (total + size - 1) / size; }
-    int begin(int task) const { return task * size; }
-    int end(int task) const { return std::min((task + 1) * size, total); }
+    int count() const { return tasks; }
+    int begin(int task) const { return static_cast<int>(static_cast<int64_t>(total) * task / tasks); }
+    int end(int task) const { return begin(task + 1); }
 
-    int total, size;
+    static constexpr int kTasksPerThread = 4;
+    int total, tasks;
 };
 
 // The results of row blocks begin..end-1 for one token, out of y[row block][token][4] to out[4 (row block - begin)].
