@@ -7,8 +7,8 @@
 
 namespace speq::SPEQ_ISA {
 
-// The escapes are added one at a time, in turns with the blocks of the planes: each waits for the sum of the one
-// before, and what one loop over all of them would wait for at its end takes longer than the escape.
+// Escapes are added one at a time, in turns with the blocks of the planes: each waits for the sum of the one before,
+// and a loop of their own would end in a mispredicted branch every time.
 template <DType D, int M>
 class TileEscapes {
   public:
