@@ -1,0 +1,50 @@
+"""How commands end when they are interrupted, or when nobody reads on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_interruption_keeps_text_and_statistics(speq_run, tiny_checkpoint, truth, monkeypatch, as_json):
+    from speq.models.model import Engine
+
+    forward, calls = Engine.forward, []
+
+    def interrupted(self, tokens, **options):
+        calls.append(len(tokens))
+        if len(calls) == 11:
+            raise KeyboardInterrupt
+        return forward(self, tokens, **options)
+
+    monkeypatch.setattr(Engine, "forward", interrupted)
+    options = ["-p", "hi", "-n", 30, "--draft", "none", *(["--json"] if as_json else [])]
+    code, out, err = speq_run("generate", tiny_checkpoint, *options)
+    assert (code, err) == (130, "")
+    if as_json:
+        result = json.loads(out)
+        assert (result["finish_reason"], result["new_tokens"]) == ("interrupted", 10)
+        assert result["token_ids"] == truth.token_ids[:10]
+        out = result["text"]
+    assert truth.text.startswith(out.removesuffix("\n"))
+
+
+def test_an_interruption_elsewhere_is_exit_code_130(speq_run, tiny_checkpoint, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("speq.locate.resolve", interrupted)
+    code, out, err = speq_run("generate", tiny_checkpoint, "-p", "hi")
+    assert (code, out, err.strip()) == (130, "", "speq: interrupted")
+
+
+def test_a_closed_pipe_is_no_error(command, tiny_checkpoint, truth):
+    arguments = ("generate", tiny_checkpoint, "-p", "hi", "-n", 100, "--threads", 1)
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
