@@ -98,9 +98,9 @@ nb::ndarray<nb::numpy, float> multiply(const std::string& isa, const SplitWeight
         const Activations x{is_few ? rows.get() : input.get(), static_cast<size_t>(padded), tokens};
         k.exact_rows(w)(complete, x, 0, w.row_blocks(), y.get(), scratch.get());
     } else {
-        auto values = make_aligned<int8_t>(padded);
+        auto values = make_aligned<int8_t>(kDraftCopies * padded);
         auto scales = make_aligned<float>(padded / 32);
-        auto offsets = make_aligned<int32_t>(padded / 4);
+        auto offsets = make_aligned<int32_t>(kDraftCopies * padded / 4);
         auto rows = make_aligned<float>(static_cast<size_t>(w.row_blocks()) * kRowsPerBlock);
         for (int t = 0; t < tokens; ++t) {
             const DraftRow row{values.get(), scales.get(), offsets.get()};

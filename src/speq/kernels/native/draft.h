@@ -10,7 +10,7 @@
 namespace speq::SPEQ_ISA {
 
 // How far ahead the planes are asked for.
-constexpr int kCodesAhead = 4096;  // bytes, 32 blocks
+constexpr int kCodesAhead = 6144;  // bytes, 48 blocks
 constexpr int kScalesAhead = 256;  // scales, 64 groups
 
 // Asks for what the loops over blocks take for asked.

@@ -11,10 +11,11 @@ namespace speq {
 // One token's activations for the draft product, in the byte order of the draft plane, quantised with one scale per 64
 // columns (per 32 where groups are that small).
 struct DraftRow {
-    int8_t* values;    // [padded columns]
+    int8_t* values;    // [padded columns / 32][copies][32], a copy for each row of a vector
     float* scales;     // [padded columns / 32], divided by the 64 of the levels
-    int32_t* offsets;  // [block][half, where groups are that small][8]: -64 * sum of a lane's values
+    int32_t* offsets;  // [block][half, where groups are that small][copies][8]: -64 * sum of a lane's values
 };
+constexpr int kDraftCopies = 2;  // at most
 
 // Weights that look for a bin: magnitudes as integers, -1 or 0 for negative or not, and the value to come near.
 struct Candidates {

@@ -6,7 +6,14 @@
 
 namespace speq::SPEQ_ISA {
 
+static_assert(kWideRows <= kDraftCopies);
+
 #if SPEQ_AVX2
+
+// Once for each row of a vector.
+SPEQ_INLINE void store_copies(void* out, __m256i v) {
+    for (int i = 0; i < kWideRows; ++i) _mm256_storeu_si256(static_cast<__m256i*>(out) + i, v);
+}
 
 template <DType D>
 SPEQ_INLINE void store_in_plane_order(int8_t* out, const __m256i (&q)[4]) {
@@ -19,7 +26,7 @@ SPEQ_INLINE void store_in_plane_order(int8_t* out, const __m256i (&q)[4]) {
     } else {
         bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7));
     }
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
+    store_copies(out, bytes);
 }
 
 // What takes the 64 of the levels back in each lane of these values.
@@ -29,10 +36,9 @@ SPEQ_INLINE __m256i offsets_of(const int8_t* values) {
 }
 template <class F>
 SPEQ_INLINE void store_offsets(const int8_t* values, int32_t* out) {
-    const __m256i first = offsets_of(values), second = offsets_of(values + 32);
-    auto* to = reinterpret_cast<__m256i*>(out);
-    _mm256_storeu_si256(to, F::halves ? first : _mm256_add_epi32(first, second));
-    if constexpr (F::halves) _mm256_storeu_si256(to + 1, second);
+    const __m256i first = offsets_of(values), second = offsets_of(values + 32 * kWideRows);
+    store_copies(out, F::halves ? first : _mm256_add_epi32(first, second));
+    if constexpr (F::halves) store_copies(out + 8 * kWideRows, second);
 }
 
 template <DType D>
@@ -74,15 +80,16 @@ void quantise_row(const float* x, int columns, DraftRow out) {
         const bool usable = peak > 0x1p-100f && peak < 0x1p100f;
         const float inverse = usable ? 127.0f / peak : 0.0f;
         for (int h = 0; h < width; h += 32) {
+            int8_t* values = out.values + (k + h) * kWideRows;
             if (usable)
-                quantise_half<F::dtype>(x + k + h, inverse, out.values + k + h);
+                quantise_half<F::dtype>(x + k + h, inverse, values);
             else
-                std::memset(out.values + k + h, 0, 32);
+                std::memset(values, 0, 32 * kWideRows);
             out.scales[(k + h) / 32] = usable ? peak * (1.0f / (127.0f * 64.0f)) : 0.0f;
         }
     }
     for (int b = 0; b < columns / kBlock; ++b)
-        store_offsets<F>(out.values + b * kBlock, out.offsets + (F::halves ? 16 : 8) * b);
+        store_offsets<F>(out.values + b * kBlock * kWideRows, out.offsets + (F::halves ? 16 : 8) * b * kWideRows);
 }
 
 }  // namespace speq::SPEQ_ISA
