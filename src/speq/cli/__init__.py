@@ -6,12 +6,12 @@ Exit codes: 0 success, 1 a clear error in one line on stderr, 2 wrong usage, 130
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import sys
 
 import click
 
+from speq.cli.verbs import Verbs
 from speq.errors import SpeqError
 
 _COMMANDS = {
@@ -26,24 +26,6 @@ _COMMANDS = {
 }
 
 
-class _Verbs(click.Group):
-    """A group whose commands live in modules of this package."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _COMMANDS:
-            return None
-        command = getattr(importlib.import_module(f"speq.cli.{_COMMANDS[name][0]}"), name)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
-
-
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
         import speq
@@ -52,7 +34,12 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
         ctx.exit()
 
 
-@click.group(cls=_Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Verbs,
+    verbs=_COMMANDS,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it.")
 @click.pass_context
 def cli(context: click.Context) -> None:

