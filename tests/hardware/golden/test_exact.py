@@ -33,7 +33,10 @@ def operations(rng, kind, steps):
         if kind == "cancelling":
             activations[steps // 2 :] = activations[: steps - steps // 2] ^ 0x8000
             weights[steps // 2 :], draft[steps // 2 :] = weights[: steps - steps // 2], draft[: steps - steps // 2]
-    finite = lambda bits: np.where(bits & 0x7C00 == 0x7C00, bits ^ 0x0400, bits).astype(np.uint16)  # noqa: E731
+
+    def finite(bits):
+        return np.where(bits & 0x7C00 == 0x7C00, bits ^ 0x0400, bits).astype(np.uint16)
+
     weights = np.where(draft, rng.integers(0, 1 << 16, steps), finite(weights)).astype(np.uint16)
     if kind == "cancelling":
         weights[steps // 2 :] = weights[: steps - steps // 2]

@@ -64,7 +64,10 @@ def test_iso_area_fills_the_budget(accelerator, name):
     array, columns = one.array, columns_of(one)
     fused = max(mode.fused_columns for mode in one.modes.values())
     assert columns % fused == 0
-    area_of = lambda width: array.rows.value * width * array.pe_area.value * array.layout_factor.value  # noqa: E731
+
+    def area_of(width):
+        return array.rows.value * width * array.pe_area.value * array.layout_factor.value
+
     assert area_of(columns) <= array.area_budget.value * 1e6 < area_of(columns + fused)
 
 

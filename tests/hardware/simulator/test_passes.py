@@ -46,7 +46,10 @@ def test_bytes_are_those_of_the_planes_and_the_cache(accelerator, shape, name):
 def test_products_are_those_of_the_model(accelerator, shape):
     one = shape("llama-3.1-8b")
     simulator = Simulator(accelerator("fp16"), one)
-    attention = lambda tokens, length: 2 * tokens * one.layers * one.heads * one.head_size * length  # noqa: E731
+
+    def attention(tokens, length):
+        return 2 * tokens * one.layers * one.heads * one.head_size * length
+
     assert simulator.cost(STEP).macs == weights_by_hand(one) + attention(1, 201)
     blocks = weights_by_hand(one) - one.hidden * one.vocabulary
     prefill = simulator.cost(PassSpec("prefill", 50, 0, 1))

@@ -128,7 +128,10 @@ def test_processes_give_the_same_bytes(small, tmp_path, monkeypatch):
 def test_fronts_are_the_points_that_nothing_beats(points, larger):
     x, y = zip(*points, strict=True)
     good = [(a if larger else -a, b) for a, b in points]
-    beaten = lambda one: any(p != one and p[0] >= one[0] and p[1] >= one[1] for p in good)  # noqa: E731
+
+    def beaten(one):
+        return any(p != one and p[0] >= one[0] and p[1] >= one[1] for p in good)
+
     front = pareto_front(x, y, larger=larger)
     assert {good[i] for i in front} == {one for one in good if not beaten(one)}
     assert len(front) == len({good[i] for i in front})
