@@ -118,9 +118,6 @@ class Step:
         /,
     ) -> None: ...
     def gated_linear(self, x: int, norm: _Norm, gate: int, up: int, out: int, /) -> None: ...
-    def rotary(
-        self, qkv: int, layer: int, heads: int, kv_heads: int, head_dim: int, q_norm: _Norm, k_norm: _Norm, /
-    ) -> None: ...
     def attention(
         self,
         qkv: int,
@@ -131,6 +128,8 @@ class Step:
         head_dim: int,
         scale: float,
         window: int,
+        q_norm: _Norm,
+        k_norm: _Norm,
         /,
     ) -> None: ...
     def head(self, x: int, norm: _Norm, matrix: int, /) -> None: ...

@@ -23,6 +23,12 @@ SIZES = {
 MODELS = {
     "seven heads share a kv head": {"num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 72},
     "every head has its own": {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128},
+    "normalised heads": {
+        "model_type": "qwen3",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    },
     "window": {
         "model_type": "mistral",
         "sliding_window": 300,

@@ -10,7 +10,7 @@ import torch
 
 from speq.bits import Spec, encode, from_float32, to_float32
 from speq.kernels import functional as F
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Rotary, StepProgram
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, StepProgram
 from speq.kernels.reference import ReferenceStep
 
 
@@ -103,8 +103,7 @@ def one_layer(rng):
         ops=(
             Embed("table", "hidden"),
             Linear("hidden", ("q", "k", "v"), "qkv", norm=norm, biases=(None, None, "v bias")),
-            Rotary("qkv", 0, 2, 1, 4, q_norm=head_norm, k_norm=head_norm),
-            Attention("qkv", "attention", 0, 2, 1, 4, scale=0.5),
+            Attention("qkv", "attention", 0, 2, 1, 4, scale=0.5, q_norm=head_norm, k_norm=head_norm),
             Linear("attention", ("o",), "hidden", accumulate=True),
             GatedLinear("hidden", "gate", "up", "gated", norm=norm),
             Linear("gated", ("down",), "hidden"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from speq.bits import SplitTensor
 from speq.kernels.native import NativeStep
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Op, Rotary, StepProgram
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Op, StepProgram
 from speq.kernels.step import Weights
 from speq.models.cache import KVCache
 from speq.models.config import ModelConfig
@@ -45,7 +45,7 @@ class Group:
 
 
 def groups(config: ModelConfig) -> list[Group]:
-    """The kinds of operators of a model: the five matrix products, then embedding, rotary embedding and attention."""
+    """The kinds of operators of a model: the five matrix products, then embedding and attention."""
     found: dict[str, list[Op]] = {}
     for op in build_program(config).ops:
         found.setdefault(_kind(op), []).append(op)
@@ -112,8 +112,6 @@ def _kind(op: Op) -> str:
         return {"q_proj": "q, k, v", "o_proj": "attention out", "down_proj": "down"}[stem]
     if isinstance(op, GatedLinear):
         return "gate, up"
-    if isinstance(op, Rotary):
-        return "rotary, cache"
     if isinstance(op, Attention):
         return "attention"
     return "head"

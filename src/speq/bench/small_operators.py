@@ -1,4 +1,4 @@
-"""Operators that read next to nothing: the embedding row with the call itself, and rotary embedding of all layers."""
+"""What reads next to nothing: the embedding row with the call itself, and attention of all layers without a context."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class OperatorRow:
 def measure_small_operators(
     config: ModelConfig, weights: Weights, *, threads: int | None = None, rounds: int = _ROUNDS
 ) -> list[OperatorRow]:
-    """Time a pass that only looks up an embedding row, and what rotary embedding and the cache's writing add to it."""
+    """Time a pass that only looks up an embedding row, and what attention to the token itself adds to it."""
     cache = programs.small_cache(config, 1)
     token = programs.token_ids(config.vocab_size, 1)
-    rotary = next(group for group in programs.groups(config) if group.name == "rotary, cache")
+    attention = next(group for group in programs.groups(config) if group.name == "attention")
     call = programs.bind(config, weights, (), cache, 1, threads)
-    rotated = programs.bind(config, weights, rotary.ops, cache, 1, threads)
+    attended = programs.bind(config, weights, attention.ops, cache, 1, threads)
 
     def seconds(step: NativeStep) -> float:
         return seconds_of(lambda: step.run(token, 0, logits="none"))
 
     variants: dict[str, Callable[[], float]] = {
         "call, embedding row": partial(seconds, call),
-        rotary.name: lambda: seconds(rotated) - seconds(call),
+        "attention, no context": lambda: seconds(attended) - seconds(call),
     }
     taken = take_turns(variants, rounds)
     timings = {name: Timing.of(values) for name, values in taken.items()}

@@ -55,25 +55,13 @@ class GatedLinear:
 
 
 @dataclass(frozen=True)
-class Rotary:
-    """Optional per-head RMSNorm of q and k, rotary embedding of both (halves convention), then k and v to the KV cache.
-
-    ``qkv`` holds ``heads`` query, ``kv_heads`` key and ``kv_heads`` value vectors of ``head_dim`` each; q is changed in
-    place.
-    """
-
-    qkv: str
-    layer: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    q_norm: Norm | None = None
-    k_norm: Norm | None = None
-
-
-@dataclass(frozen=True)
 class Attention:
-    """Causal grouped-query attention of each token over the KV cache; ``window`` limits it to the last positions."""
+    """Causal grouped-query attention with rotary positions.
+
+    ``qkv`` holds ``heads`` query, ``kv_heads`` key and ``kv_heads`` value vectors of ``head_dim`` each. Queries and
+    keys of each head are normalised, where there is a norm, and rotated (halves convention); keys and values go to the
+    KV cache; then each token attends to the cache up to its own position. ``window`` limits it to the last positions.
+    """
 
     qkv: str
     out: str
@@ -83,6 +71,8 @@ class Attention:
     head_dim: int
     scale: float
     window: int | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ class Head:
     norm: Norm
 
 
-Op: TypeAlias = Embed | Linear | GatedLinear | Rotary | Attention | Head
+Op: TypeAlias = Embed | Linear | GatedLinear | Attention | Head
 
 
 @dataclass(frozen=True)

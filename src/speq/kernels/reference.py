@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from speq.bits import SplitTensor, decode, draft_values, to_float32
 from speq.kernels import functional as F
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Rotary, StepProgram
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, StepProgram
 from speq.kernels.step import Cache, Logits, Weights
 
 
@@ -71,19 +71,8 @@ class ReferenceStep:
                 x = self._norm(self._buffers[op.x][:count], op.norm)
                 gate = F.silu(self._multiply(x, op.gate, draft))
                 self._buffers[op.out][:count] = gate * self._multiply(x, op.up, draft)
-            case Rotary():
-                self._rotary(op, count, start)
             case Attention():
-                queries = self._buffers[op.qkv][:count, : op.heads * op.head_dim]
-                result = F.attention(
-                    queries.reshape(count, op.heads, op.head_dim),
-                    self._cache.keys[op.layer],
-                    self._cache.values[op.layer],
-                    start,
-                    op.scale,
-                    op.window,
-                )
-                self._buffers[op.out][:count] = result.reshape(count, -1)
+                self._attention(op, count, start)
 
     def _linear(self, op: Linear, count: int, draft: bool) -> None:
         x = self._norm(self._buffers[op.x][:count], op.norm)
@@ -96,16 +85,17 @@ class ReferenceStep:
         out = self._buffers[op.out][:count]
         out[:] = out + result if op.accumulate else result
 
-    def _rotary(self, op: Rotary, count: int, start: int) -> None:
-        qkv = self._buffers[op.qkv][:count]
-        vectors = qkv.reshape(count, op.heads + 2 * op.kv_heads, op.head_dim)
+    def _attention(self, op: Attention, count: int, start: int) -> None:
+        vectors = self._buffers[op.qkv][:count].reshape(count, op.heads + 2 * op.kv_heads, op.head_dim)
         q, k, v = np.split(vectors, [op.heads, op.heads + op.kv_heads], axis=1)
         q = F.rotate(self._norm(q, op.q_norm), start, self._inv_freq, self._program.rotary_scale)
         k = F.rotate(self._norm(k, op.k_norm), start, self._inv_freq, self._program.rotary_scale)
-        qkv[:, : op.heads * op.head_dim] = q.reshape(count, -1)
+        keys, values = self._cache.keys[op.layer], self._cache.values[op.layer]
         with np.errstate(over="ignore"):  # a key beyond float16 becomes infinite here as in every backend
-            self._cache.keys[op.layer][:, start : start + count] = k.transpose(1, 0, 2)
-            self._cache.values[op.layer][:, start : start + count] = v.transpose(1, 0, 2)
+            keys[:, start : start + count] = k.transpose(1, 0, 2)
+            values[:, start : start + count] = v.transpose(1, 0, 2)
+        result = F.attention(q, keys, values, start, op.scale, op.window)
+        self._buffers[op.out][:count] = result.reshape(count, -1)
 
     def _norm(self, x: NDArray[np.float32], norm: Norm | None) -> NDArray[np.float32]:
         return x if norm is None else F.rms_norm(x, self._vector(norm.weight), norm.eps)

@@ -6,7 +6,7 @@ residual stream, gate, project back. Weights go by their Hugging Face names.
 
 from __future__ import annotations
 
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Rotary, StepProgram
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, StepProgram
 from speq.models.config import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -57,14 +57,16 @@ def _layer(config: ModelConfig, layer: int) -> list[Op]:
             norm=norm("input_layernorm"),
             biases=tuple(f"{attention}{part}_proj.bias" for part in "qkv") if config.qkv_bias else (),
         ),
-        Rotary(
+        Attention(
             "qkv",
+            "attention",
             layer,
             *heads,
+            scale=config.head_dim**-0.5,
+            window=config.windows[layer],
             q_norm=norm("self_attn.q_norm") if config.qk_norm else None,
             k_norm=norm("self_attn.k_norm") if config.qk_norm else None,
         ),
-        Attention("qkv", "attention", layer, *heads, scale=config.head_dim**-0.5, window=config.windows[layer]),
         Linear(
             "attention",
             (attention + "o_proj.weight",),

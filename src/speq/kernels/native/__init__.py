@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from speq import _native
 from speq.bits import SplitTensor
 from speq.errors import SpeqError
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Rotary, StepProgram
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, StepProgram
 from speq.kernels.step import Logits, Weights
 from speq.processors import default_threads
 
@@ -180,11 +180,9 @@ class NativeStep:
             if self._split(op.gate).spec.dtype != self._split(op.up).spec.dtype:
                 raise SpeqError(f"{op.gate} and {op.up} differ in dtype; convert the checkpoint with --dtype")
             step.gated_linear(buffers[op.x], self._norm(op.norm), gate, up, buffers[op.out])
-        elif isinstance(op, Rotary):
-            norms = self._norm(op.q_norm), self._norm(op.k_norm)
-            step.rotary(buffers[op.qkv], op.layer, op.heads, op.kv_heads, op.head_dim, *norms)
         elif isinstance(op, Attention):
             shape = (op.layer, op.heads, op.kv_heads, op.head_dim)
-            step.attention(buffers[op.qkv], buffers[op.out], *shape, op.scale, op.window or 0)
+            norms = self._norm(op.q_norm), self._norm(op.k_norm)
+            step.attention(buffers[op.qkv], buffers[op.out], *shape, op.scale, op.window or 0, *norms)
         elif isinstance(op, Head):
             step.head(buffers[op.x], self._norm(op.norm), self._matrix(op.weight))

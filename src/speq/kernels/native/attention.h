@@ -49,7 +49,7 @@ class AttentionRows {
     // keys_[d][kStrip] = the strip's keys as float32, one column d after the other.
     void widen_keys(int begin) const {
         const int head_dim = c_.head_dim;
-        for (int p = 0; p < kStrip; p += 16) {
+        for (int p = 0; p < std::min(kStrip, c_.count - begin); p += 16) {
             const uint16_t* rows[16];
             for (int i = 0; i < 16; ++i)
                 rows[i] = c_.keys + static_cast<size_t>(std::min(begin + p + i, c_.count - 1)) * head_dim;
@@ -71,11 +71,10 @@ class AttentionRows {
         // arithmetic go on together: kStrip * head_dim halves are at most one line for each of the head_dim turns.
         const uint16_t* next = c_.keys + static_cast<size_t>(begin + kStrip) * c_.head_dim;
         const uint16_t* values = c_.values + static_cast<size_t>(begin) * c_.head_dim;
+        const int halves = row == 0 ? (c_.count - begin) * c_.head_dim : 0;  // of values from there on
         for (int d = 0; d < c_.head_dim; ++d) {
-            if (row == 0) {
-                prefetch(next + d * kStrip);
-                prefetch(values + d * kStrip);
-            }
+            if ((d + c_.head_dim) * kStrip < halves) prefetch(next + d * kStrip);
+            if (d * kStrip < halves) prefetch(values + d * kStrip);
             const Wide k0 = wide_load(keys_ + d * kStrip), k1 = wide_load(keys_ + d * kStrip + kWideLanes);
             unroll<N>([&](auto i) SPEQ_LAMBDA {
                 const Wide q = wide_splat(query[i][d]);

@@ -203,14 +203,11 @@ void bind_step(nb::module_& m) {
              })
         .def("gated_linear", [](Step& s, int x, NormArgument norm, int gate, int up,
                                 int out) { add_gated_linear(s, x, make_norm(norm), gate, up, out); })
-        .def("rotary",
-             [](Step& s, int qkv, int layer, int heads, int kv_heads, int head_dim, NormArgument q_norm,
-                NormArgument k_norm) {
-                 add_rotary(s, qkv, layer, heads, kv_heads, head_dim, make_norm(q_norm), make_norm(k_norm));
-             })
         .def("attention",
-             [](Step& s, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window) {
-                 add_attention(s, qkv, out, layer, heads, kv_heads, head_dim, scale, window);
+             [](Step& s, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window,
+                NormArgument q_norm, NormArgument k_norm) {
+                 add_attention(s, {qkv, out, layer, heads, kv_heads, head_dim, scale, window, make_norm(q_norm),
+                                   make_norm(k_norm)});
              })
         .def("head", [](Step& s, int x, NormArgument norm, int matrix) { add_head(s, x, make_norm(norm), matrix); })
         .def("bind", &Step::bind)

@@ -38,6 +38,7 @@ void Step::reserve_attention(int heads, int group, int head_dim) {
     const int rows = kAttentionTokens * group, state = attention_state(head_dim);
     attention_scratch_ =
         std::max(attention_scratch_, attention_scratch(rows, head_dim) + 2 * static_cast<size_t>(rows) * state);
+    queries_ = std::max(queries_, static_cast<size_t>(rows) * head_dim);
     attention_token_ = std::max(attention_token_, heads * state);
 }
 
@@ -57,6 +58,7 @@ void Step::bind() {
         s.product2 = make_aligned<float>(product);
         s.strip = make_aligned<float>(exact_scratch(max_tokens_));
         s.attention = make_aligned<float>(attention_scratch_);
+        s.queries = make_aligned<float>(queries_);
     }
     shared_input_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * columns);
     cosines_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * half());

@@ -65,6 +65,7 @@ struct Scratch {                // of one thread
     Aligned<int32_t> quantised_offsets;
     Aligned<float> product, product2, strip;
     Aligned<float> attention;
+    Aligned<float> queries;  // of kAttentionTokens tokens and a kv head, rotated
 };
 
 class Step;
@@ -162,6 +163,7 @@ class Step {
     Aligned<float> shared_input_, cosines_, sines_, logits_, attention_states_;
     int logits_rows_ = 0;
     size_t attention_scratch_ = 0;      // floats, of each thread
+    size_t queries_ = 0;                // floats, of each thread
     int attention_token_ = 0;           // floats of one token's states for one chunk
     size_t attention_states_size_ = 0;  // floats; grows with the context
 

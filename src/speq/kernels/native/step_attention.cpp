@@ -1,5 +1,7 @@
-// How a team shares attention. Many tokens: each task takes some of them through all chunks of a kv head. Few tokens:
-// each task takes all of them through one chunk, and a second operator folds the states that the chunks left behind.
+// How a team shares attention: a task rotates the queries of a kv head, adds the pass's keys and values to the cache
+// and attends. Many tokens: each task takes some of them through all chunks of a kv head, and keys and values are added
+// before. Few tokens: each task takes all of them through one chunk, and another operator folds the states that several
+// chunks left behind.
 #include <algorithm>
 
 #include "step_operators.h"
@@ -7,11 +9,7 @@
 namespace speq {
 namespace {
 
-struct Shape {
-    int qkv, out, layer, heads, kv_heads, head_dim;
-    float scale;
-    int window;
-
+struct Shape : AttentionShape {
     int group() const { return heads / kv_heads; }
     int state() const { return attention_state(head_dim); }
     int first(int position) const { return window > 0 ? std::max(0, position - window + 1) : 0; }
@@ -19,11 +17,50 @@ struct Shape {
     int first_chunk(int position) const { return first(position) / kAttentionChunk; }
     static int last_chunk(int position) { return position / kAttentionChunk; }
     int chunks(const Pass& pass) const { return last_chunk(pass.start + pass.count - 1) - first_chunk(pass.start) + 1; }
-    bool by_chunk(const Pass& pass) const { return pass.count <= kAttentionTokens && chunks(pass) > 1; }
+    static bool is_few(const Pass& pass) { return pass.count <= kAttentionTokens; }
+    bool by_chunk(const Pass& pass) const { return is_few(pass) && chunks(pass) > 1; }
     // States of one chunk for all tokens of a pass; chunks are counted from the pass's first.
     float* states(Step& step, const Pass& pass, int chunk) const {
         return step.attention_states() + static_cast<size_t>(chunk) * pass.count * heads * state();
     }
+};
+
+// Normalises and rotates a head of a token of the pass.
+void turn(Step& step, const Norm& norm, const float* head, int token, int head_dim, float* out) {
+    if (norm.weight)
+        step.kernels().rms_norm(head, norm.weight, head_dim, head_dim, norm.eps, out);
+    else
+        std::copy_n(head, head_dim, out);
+    step.kernels().rotate(out, step.cosines(token), step.sines(token), head_dim / 2);
+}
+
+// Writes keys and values of a kv head for tokens first..last - 1 to the cache.
+void append(Step& step, const Pass& pass, const Shape& s, int member, int kv_head, int first, int last) {
+    float* turned = step.scratch(member).queries.get();
+    for (int t = first; t < last; ++t) {
+        const float* key = step.buffer(s.qkv).row(t) + static_cast<size_t>(s.heads + kv_head) * s.head_dim;
+        const size_t at = step.cache().offset(s.layer, kv_head, pass.start + t);
+        turn(step, s.k_norm, key, t, s.head_dim, turned);
+        step.kernels().to_cache(turned, s.head_dim, step.cache().keys + at);
+        step.kernels().to_cache(key + s.kv_heads * s.head_dim, s.head_dim, step.cache().values + at);
+    }
+}
+
+// Keys and values of many tokens, which attend to those of each other.
+class Append final : public Operator {
+  public:
+    explicit Append(const Shape& shape) : s_(shape) {}
+
+    int tasks(Step&, const Pass& pass) const override { return s_.is_few(pass) ? 0 : pass.count; }
+
+    void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
+        tasks.each([&](int t) {
+            for (int h = 0; h < s_.kv_heads; ++h) append(step, pass, s_, member, h, t, t + 1);
+        });
+    }
+
+  private:
+    Shape s_;
 };
 
 class Attention final : public Operator {
@@ -31,18 +68,20 @@ class Attention final : public Operator {
     explicit Attention(const Shape& shape) : s_(shape) {}
 
     int tasks(Step&, const Pass& pass) const override {
-        return s_.kv_heads * (s_.by_chunk(pass) ? s_.chunks(pass) : token_blocks(pass));
+        return s_.kv_heads * (s_.is_few(pass) ? s_.chunks(pass) : token_blocks(pass));
     }
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
         tasks.each([&](int task) {
             const int kv_head = task % s_.kv_heads, part = task / s_.kv_heads;
-            if (s_.by_chunk(pass))
-                attend(step, pass, member, kv_head, 0, pass.count, s_.first_chunk(pass.start) + part,
-                       s_.states(step, pass, part) + static_cast<size_t>(kv_head) * s_.group() * s_.state(),
-                       s_.heads * s_.state());
-            else
-                attend_to_all(step, pass, member, kv_head, part * kAttentionTokens);
+            if (!s_.is_few(pass)) return attend_to_all(step, pass, member, kv_head, part * kAttentionTokens);
+            const int chunk = s_.first_chunk(pass.start) + part, begin = chunk * kAttentionChunk - pass.start;
+            append(step, pass, s_, member, kv_head, std::max(begin, 0), std::min(begin + kAttentionChunk, pass.count));
+            if (!s_.by_chunk(pass)) return attend_to_all(step, pass, member, kv_head, 0);
+            turn_queries(step, member, kv_head, 0, pass.count);
+            attend(step, pass, member, kv_head, 0, pass.count, chunk,
+                   s_.states(step, pass, part) + static_cast<size_t>(kv_head) * s_.group() * s_.state(),
+                   s_.heads * s_.state());
         });
     }
 
@@ -54,6 +93,7 @@ class Attention final : public Operator {
         float* states = step.scratch(member).attention.get() + attention_scratch(rows, s_.head_dim);
         float* next = states + static_cast<size_t>(rows) * s_.state();
         const int begin = pass.start + token;
+        turn_queries(step, member, kv_head, token, tokens);
         for (int chunk = s_.first_chunk(begin); chunk <= s_.last_chunk(begin + tokens - 1); ++chunk) {
             attend(step, pass, member, kv_head, token, tokens, chunk, next, s_.group() * s_.state());
             for (int row = 0; row < rows; ++row) {
@@ -71,15 +111,24 @@ class Attention final : public Operator {
                                                 (kv_head * s_.group() + row % s_.group()) * s_.head_dim);
     }
 
-    // The states of tokens token..token + tokens - 1 for one chunk.
+    // The queries of tokens token..token + tokens - 1, to the member's scratch.
+    void turn_queries(Step& step, int member, int kv_head, int token, int tokens) {
+        float* out = step.scratch(member).queries.get();
+        for (int t = token; t < token + tokens; ++t) {
+            const float* query = step.buffer(s_.qkv).row(t) + static_cast<size_t>(kv_head) * s_.group() * s_.head_dim;
+            for (int h = 0; h < s_.group(); ++h, query += s_.head_dim, out += s_.head_dim)
+                turn(step, s_.q_norm, query, t, s_.head_dim, out);
+        }
+    }
+
+    // The states of those tokens for one chunk.
     void attend(Step& step, const Pass& pass, int member, int kv_head, int token, int tokens, int chunk, float* states,
                 size_t state_stride) {
         const Cache& cache = step.cache();
-        Buffer& qkv = step.buffer(s_.qkv);
         const int begin = chunk * kAttentionChunk, position = pass.start + token;
         const size_t at = cache.offset(s_.layer, kv_head, begin);
-        step.kernels().attend({.queries = qkv.row(token) + static_cast<size_t>(kv_head) * s_.group() * s_.head_dim,
-                               .query_stride = static_cast<size_t>(qkv.stride),
+        step.kernels().attend({.queries = step.scratch(member).queries.get(),
+                               .query_stride = static_cast<size_t>(s_.group()) * s_.head_dim,
                                .tokens = tokens,
                                .heads = s_.group(),
                                .head_dim = s_.head_dim,
@@ -123,12 +172,12 @@ class FoldAttention final : public Operator {
 
 }  // namespace
 
-void add_attention(Step& step, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale,
-                   int window) {
-    const Shape shape{qkv, out, layer, heads, kv_heads, head_dim, scale, window};
-    step.reserve_attention(heads, shape.group(), head_dim);
-    step.add_operator(std::make_unique<Attention>(shape));
-    step.add_operator(std::make_unique<FoldAttention>(shape));
+void add_attention(Step& step, const AttentionShape& shape) {
+    const Shape s{shape};
+    step.reserve_attention(s.heads, s.group(), s.head_dim);
+    step.add_operator(std::make_unique<Append>(s));
+    step.add_operator(std::make_unique<Attention>(s));
+    step.add_operator(std::make_unique<FoldAttention>(s));
 }
 
 }  // namespace speq

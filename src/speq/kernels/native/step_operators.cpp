@@ -145,41 +145,6 @@ class GatedLinear final : public Operator {
     int gate_, up_, out_;
 };
 
-class Rotary final : public Operator {
-  public:
-    Rotary(int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm, Norm k_norm)
-        : qkv_(qkv),
-          layer_(layer),
-          heads_(heads),
-          kv_heads_(kv_heads),
-          head_dim_(head_dim),
-          q_norm_(q_norm),
-          k_norm_(k_norm) {}
-
-    int tasks(Step&, const Pass& pass) const override { return pass.count; }
-
-    void run(Step& step, const Pass& pass, Tasks& tasks, int) override {
-        tasks.each([&](int t) {
-            float* head = step.buffer(qkv_).row(t);
-            for (int h = 0; h < heads_ + kv_heads_; ++h, head += head_dim_) {
-                const Norm& norm = h < heads_ ? q_norm_ : k_norm_;
-                if (norm.weight) step.kernels().rms_norm(head, norm.weight, head_dim_, head_dim_, norm.eps, head);
-                step.kernels().rotate(head, step.cosines(t), step.sines(t), head_dim_ / 2);
-            }
-            const float *keys = head - static_cast<size_t>(kv_heads_) * head_dim_, *values = head;
-            for (int h = 0; h < kv_heads_; ++h) {
-                const size_t at = step.cache().offset(layer_, h, pass.start + t);
-                step.kernels().to_cache(keys + h * head_dim_, head_dim_, step.cache().keys + at);
-                step.kernels().to_cache(values + h * head_dim_, head_dim_, step.cache().values + at);
-            }
-        });
-    }
-
-  private:
-    int qkv_, layer_, heads_, kv_heads_, head_dim_;
-    Norm q_norm_, k_norm_;
-};
-
 class Head final : public Operator {
   public:
     Head(int x, Norm norm, int matrix) : x_(x), norm_(norm), matrix_(matrix) {}
@@ -239,10 +204,6 @@ void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out) {
         throw std::invalid_argument("the gate and up matrices of a layer have different dtypes");
     step.add_operator(std::make_unique<MakeReady>(x, norm, prepare));
     step.add_operator(std::make_unique<GatedLinear>(x, norm, gate, up, out));
-}
-
-void add_rotary(Step& step, int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm, Norm k_norm) {
-    step.add_operator(std::make_unique<Rotary>(qkv, layer, heads, kv_heads, head_dim, q_norm, k_norm));
 }
 
 void add_head(Step& step, int x, Norm norm, int matrix) {

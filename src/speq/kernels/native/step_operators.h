@@ -12,12 +12,17 @@ struct LinearPart {  // one of the matrices that share an input; its results sta
     const float* bias;  // or null
 };
 
+struct AttentionShape {  // buffers and sizes as in ops.Attention; window 0: all positions
+    int qkv, out, layer, heads, kv_heads, head_dim;
+    float scale;
+    int window;
+    Norm q_norm, k_norm;
+};
+
 void add_embed(Step& step, int matrix, int out);
 void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& parts, int out, bool accumulate);
 void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out);
-void add_rotary(Step& step, int qkv, int layer, int heads, int kv_heads, int head_dim, Norm q_norm, Norm k_norm);
-void add_attention(Step& step, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale,
-                   int window);
+void add_attention(Step& step, const AttentionShape& shape);
 void add_head(Step& step, int x, Norm norm, int matrix);
 
 }  // namespace speq
