@@ -50,17 +50,20 @@ SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row
     float out[kBlock];
     for (int half = 0; half < 2; ++half) {
         const Table& t = half ? second : first;
-        for (int b = 0; b < 32; ++b) {
-            const int code = codes[32 * row + b] >> (4 * half) & 15;
-            int high;
-            if constexpr (F::residual_bits == 12)
-                high = tile[256 + 32 * row + b] >> (4 * half) & 15;
-            else
-                high = tile[256 + 16 * row + b % 16] >> (4 * half + 2 * (b / 16)) & 3;
-            const int residual = high << 8 | tile[128 * half + 32 * row + b];
-            out[32 * half + column_of_byte<F::dtype>(b)] =
-                to_float<F::dtype>(static_cast<uint16_t>(t.bits[code] + residual));
-        }
+        uint16_t bits[32];
+        for (int lane = 0; lane < 2; ++lane)
+            for (int i = 0; i < 16; ++i) {
+                const int b = 16 * lane + i;
+                int high;
+                if constexpr (F::residual_bits == 12)
+                    high = tile[256 + 32 * row + b] >> (4 * half) & 15;
+                else
+                    high = tile[256 + 16 * row + i] >> (4 * half + 2 * lane) & 3;
+                bits[b] = static_cast<uint16_t>(high << 8 | tile[128 * half + 32 * row + b]);
+            }
+        for (int b = 0; b < 32; ++b) bits[b] += t.bits[codes[32 * row + b] >> (4 * half) & 15];
+        unroll<32>([&](auto b)
+                       SPEQ_LAMBDA { out[32 * half + column_of_byte<F::dtype>(b)] = to_float<F::dtype>(bits[b]); });
     }
     for (int j = 0; j < kBlock / kPairColumns; ++j) emit(j, FloatPair{load(out + 16 * j), load(out + 16 * j + 8)});
 }

@@ -25,6 +25,7 @@ struct Pair {
     static SPEQ_INLINE Inputs inputs_of_two(const float* x) { return {wide_load(x), wide_load(x + 16)}; }
     static SPEQ_INLINE Weights swapped(const Weights& w) { return {wide_swap(w.low), wide_swap(w.high)}; }
     static SPEQ_INLINE Wide multiply_add(const Weights& w, const Inputs& x, Wide acc) {
+        if constexpr (D == DType::bf16) return wide_fma_short(w.low, x.low, wide_fma_short(w.high, x.high, acc));
         return wide_fma(w.low, x.low, wide_fma(w.high, x.high, acc));
     }
     static SPEQ_INLINE Weights load(const float* p) { return {wide_load(p), wide_load(p + kWideLanes)}; }

@@ -59,6 +59,7 @@ SPEQ_INLINE Vec8 div(Vec8 a, Vec8 b) { return {_mm256_div_ps(a.v, b.v)}; }
 SPEQ_INLINE Vec8 max(Vec8 a, Vec8 b) { return {_mm256_max_ps(a.v, b.v)}; }
 SPEQ_INLINE Vec8 min(Vec8 a, Vec8 b) { return {_mm256_min_ps(a.v, b.v)}; }
 SPEQ_INLINE Vec8 fma(Vec8 a, Vec8 b, Vec8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+SPEQ_INLINE Vec8 fma_short(Vec8 a, Vec8 b, Vec8 c) { return fma(a, b, c); }
 SPEQ_INLINE Vec8 load_fp16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
@@ -150,9 +151,35 @@ SPEQ_INLINE Vec8 max(Vec8 a, Vec8 b) {
 SPEQ_INLINE Vec8 min(Vec8 a, Vec8 b) {
     return lanes([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
 }
+#if defined(__FP_FAST_FMAF)
 SPEQ_INLINE Vec8 fma(Vec8 a, Vec8 b, Vec8 c) {
     return lanes([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
 }
+SPEQ_INLINE Vec8 fma_short(Vec8 a, Vec8 b, Vec8 c) { return fma(a, b, c); }
+#else
+// Where a fused multiply-add is a call into the C library, double does the same several times faster: it holds every
+// product exactly, and rounding the sum twice is wrong only if the first time ended halfway between two floats, or
+// below the smallest normal one, whose precision is less.
+SPEQ_INLINE Vec8 fma(Vec8 a, Vec8 b, Vec8 c) {
+    constexpr uint64_t kSmallest = (1023ull - 125) << 52, kSign = 1ull << 63;
+    double sums[8];
+    uint64_t hard = 0;  // its sign bit; comparisons would keep the loop from being vectorised
+    for (int i = 0; i < 8; ++i) {
+        sums[i] = static_cast<double>(a.v[i]) * b.v[i] + static_cast<double>(c.v[i]);
+        const uint64_t bits = std::bit_cast<uint64_t>(sums[i]), size = bits & ~kSign;
+        const uint64_t beyond_halfway = (bits & 0x1fffffff) ^ 0x10000000;
+        hard |= (beyond_halfway - 1) | ((size - kSmallest) & (0 - size));
+    }
+    if (hard & kSign) return lanes([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+    return lanes([&](int i) { return static_cast<float>(sums[i]); });
+}
+// The same for a and b of eight significant bits, as BF16 has them. Their product has 16; where a sum with it is not
+// exact in double, one of the two is less than a 32nd of the last bit of the other, which is then the result.
+SPEQ_INLINE Vec8 fma_short(Vec8 a, Vec8 b, Vec8 c) {
+    return lanes(
+        [&](int i) { return static_cast<float>(static_cast<double>(a.v[i]) * b.v[i] + static_cast<double>(c.v[i])); });
+}
+#endif
 SPEQ_INLINE Vec8 load_fp16(const uint16_t* p) {
     return lanes([&](int i) { return fp16_to_float(p[i]); });
 }
@@ -223,6 +250,7 @@ SPEQ_INLINE void wide_row(Wide a, int row, float* p) {
     _mm256_storeu_ps(p, row ? _mm512_extractf32x8_ps(a.v, 1) : _mm512_castps512_ps256(a.v));
 }
 SPEQ_INLINE Wide wide_fma(Wide a, Wide b, Wide c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+SPEQ_INLINE Wide wide_fma_short(Wide a, Wide b, Wide c) { return wide_fma(a, b, c); }
 // The halves of one the other way round; the first halves of two; their second halves.
 SPEQ_INLINE Wide wide_swap(Wide a) { return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)}; }
 SPEQ_INLINE Wide wide_first(Wide a, Wide b) { return {_mm512_shuffle_f32x4(a.v, b.v, 0x44)}; }
@@ -241,6 +269,7 @@ SPEQ_INLINE void wide_store(float* p, Wide a) { store(p, a); }
 SPEQ_INLINE Wide wide_broadcast(const float* p) { return load(p); }
 SPEQ_INLINE void wide_row(Wide a, int, float* p) { store(p, a); }
 SPEQ_INLINE Wide wide_fma(Wide a, Wide b, Wide c) { return fma(a, b, c); }
+SPEQ_INLINE Wide wide_fma_short(Wide a, Wide b, Wide c) { return fma_short(a, b, c); }
 SPEQ_INLINE Wide wide_swap(Wide a) { return a; }
 SPEQ_INLINE Wide wide_first(Wide a, Wide) { return a; }
 SPEQ_INLINE Wide wide_second(Wide, Wide b) { return b; }

@@ -10,8 +10,8 @@ namespace speq::SPEQ_ISA {
 constexpr int kTile = kWideRows == 2 ? 12 : 8;
 
 // Passes of up to so many tokens are multiplied tile by tile. Decoding a row block twice pays where a decoder is fast
-// beside the multiply-adds.
-constexpr int kTiledTokens = kWideRows == 2 ? kFewTokens : kTile;
+// beside the multiply-adds, and decoding it between them where registers keep the accumulators.
+constexpr int kTiledTokens = kWideRows == 2 ? kFewTokens : SPEQ_AVX2 ? kTile : 1;
 
 // The next tile of `left` tokens: all are about as large, and of whole vectors but the last.
 constexpr int tile_size(int left) {
