@@ -83,6 +83,18 @@ def test_numbers_at_the_edge_of_float32_have_the_same_bits_everywhere() -> None:
         np.testing.assert_array_equal(_native.multiply(isa, matrix(tensor), x, False).view(np.uint32), expected)
 
 
+@pytest.mark.parametrize("isa", available_isas())
+def test_a_sum_just_above_the_middle_of_two_floats_is_rounded_up(isa: str) -> None:
+    """1 + 2^-24 + 10 * 2^-58: in double precision it is the middle itself, and rounding that again would give 1."""
+    weights = np.linspace(1.0, 1.98, 64, dtype=np.float32)[None]
+    weights[0, [0, 8]] = 1979 / 1024, 1.0
+    tensor = encode(from_float32(weights, "fp16"), Spec.default("nested", "fp16", 64))
+    assert not {0, 8} & set(tensor.escape_columns.tolist())
+    x = np.zeros((1, 64), np.float32)
+    x[0, [0, 8]] = 8681086 * 2.0**-48, 1.0  # a lane adds column 8 before column 0
+    assert _native.multiply(isa, matrix(tensor), x, False)[0, 0] == 1 + 2.0**-23
+
+
 def test_exact_product_matches_float64(case) -> None:
     tensor, weights, x = case
     x = as_multiplied(x, tensor.spec.dtype)
