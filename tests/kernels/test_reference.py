@@ -23,30 +23,32 @@ def floats(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def close(actual, expected):
+def assert_close(actual, expected):
     np.testing.assert_allclose(actual, np.asarray(expected), rtol=2e-5, atol=2e-5)
 
 
 def test_rms_norm(rng):
     x, weight = floats(rng, 5, 48), floats(rng, 48)
-    close(F.rms_norm(x, weight, 1e-5), torch.nn.functional.rms_norm(torch.tensor(x), (48,), torch.tensor(weight), 1e-5))
+    assert_close(
+        F.rms_norm(x, weight, 1e-5), torch.nn.functional.rms_norm(torch.tensor(x), (48,), torch.tensor(weight), 1e-5)
+    )
 
 
 def test_linear(rng):
     x, weight = floats(rng, 5, 48), floats(rng, 33, 48)
-    close(F.linear(x, weight), torch.nn.functional.linear(torch.tensor(x), torch.tensor(weight)))
+    assert_close(F.linear(x, weight), torch.nn.functional.linear(torch.tensor(x), torch.tensor(weight)))
 
 
 def test_silu(rng):
     x = np.concatenate([floats(rng, 100), np.array([-1000, 1000, 0], dtype=np.float32)])
-    close(F.silu(x), torch.nn.functional.silu(torch.tensor(x)))
+    assert_close(F.silu(x), torch.nn.functional.silu(torch.tensor(x)))
 
 
 def test_rotate_is_a_complex_rotation(rng):
     x, frequencies = floats(rng, 5, 3, 8), floats(rng, 4)
     turns = np.exp(1j * np.outer(np.arange(100, 105), frequencies.astype(np.float64)))[:, None, :]
     turned = (x[..., :4] + 1j * x[..., 4:]) * turns * 1.5
-    close(F.rotate(x, 100, frequencies, 1.5), np.concatenate([turned.real, turned.imag], axis=-1))
+    assert_close(F.rotate(x, 100, frequencies, 1.5), np.concatenate([turned.real, turned.imag], axis=-1))
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
@@ -64,7 +66,7 @@ def test_attention(rng, window, start):
         attn_mask=torch.tensor(mask),
         scale=0.3,
     ).transpose(0, 1)
-    close(F.attention(q, keys, values, start, 0.3, window), expected)
+    assert_close(F.attention(q, keys, values, start, 0.3, window), expected)
 
 
 def test_no_operator_depends_on_the_number_of_tokens(rng):
@@ -178,4 +180,4 @@ def test_only_bf16_matrices_meet_rounded_activations(rng, dtype):
     step.buffer("gated")[:3] = x
     step.run_one(down, np.array([3, 1, 4], dtype=np.int32))
     rounded = x.bfloat16().float() if dtype == "bf16" else x
-    close(step.buffer("hidden")[:3], rounded @ torch.from_numpy(to_float32(bits, dtype)).T)
+    assert_close(step.buffer("hidden")[:3], rounded @ torch.from_numpy(to_float32(bits, dtype)).T)
