@@ -69,6 +69,14 @@ def test_a_table_as_csv_comes_back(report, tmp_path):
     with pytest.raises(SpeqError, match="nothing was measured"):
         write_csv(content, "others", tmp_path / "others.csv")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    for name, said in (("none.csv", "cannot read"), ("other.csv", "is not a CSV file")):
+    whole = (tmp_path / "things.csv").read_text()
+    (tmp_path / "cut.csv").write_text(whole[: whole.rindex(",")])
+    (tmp_path / "long.csv").write_text(whole.rstrip() + ",1\n")
+    for name, said in (
+        ("none.csv", "cannot read"),
+        ("other.csv", "no report as CSV"),
+        ("cut.csv", "row 1 has not as many fields"),
+        ("long.csv", "row 1 has not as many fields"),
+    ):
         with pytest.raises(SpeqError, match=said):
             read_csv(tmp_path / name)

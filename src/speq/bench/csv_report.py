@@ -35,7 +35,7 @@ def read_csv(path: Path) -> dict[str, Any]:
     """A report with the one table that :func:`write_csv` wrote.
 
     Raises:
-        SpeqError: there is no such file, or it is of another kind.
+        SpeqError: there is no such file, it is of another kind, or a row of it is incomplete.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -43,7 +43,10 @@ def read_csv(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise SpeqError(f"cannot read {path}: {error}") from None
     if not rows or not set(_ABOUT) <= set(rows[0]):
-        raise SpeqError(f"{path} is not a CSV file that a script of benchmarks/ wrote")
+        raise SpeqError(f"{path} is no report as CSV: give one of benchmarks/kernels.py, passes.py or peers.py")
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise SpeqError(f"{path}: row {number} has not as many fields as the header: write the file again")
     first = rows[0]
     found = [{key: _value(text) for key, text in row.items() if key not in _ABOUT} for row in rows]
     return {

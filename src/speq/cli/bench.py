@@ -123,7 +123,7 @@ def peers(model: str, prompt_file: Path | None, count: int | None, json_path: Pa
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Where the plots go.")
 def plot(reports: tuple[Path, ...], out: Path) -> None:
-    """Draw the plots (PNG and SVG) of REPORTS: JSON of speq bench, or CSV of a script of benchmarks/."""
+    """Draw plots (PNG and SVG) of REPORTS: JSON of speq bench, CSV of benchmarks/kernels.py, passes.py or peers.py."""
     from speq.bench.csv_report import read_csv
     from speq.bench.plots import draw
     from speq.bench.report import read_json
