@@ -129,6 +129,19 @@ def test_memory_is_that_of_another_process(tiny_converted):
         assert row.file < row.resident <= row.peak
 
 
+def test_start_up_is_not_that_of_the_first_process_which_may_wait_for_a_disk(tiny_converted, monkeypatch):
+    run, starts = memory.subprocess.run, []
+
+    def slow_at_first(arguments, **options):
+        *command, started = arguments
+        starts.append(float(started) - (0 if starts else 1000))
+        return run([*command, str(starts[-1])], **options)
+
+    monkeypatch.setattr(memory.subprocess, "run", slow_at_first)
+    assert memory.measure_memory(tiny_converted, threads=1, new_tokens=4).start_seconds < 1000
+    assert starts[0] < starts[-1] - 1000
+
+
 def test_a_failing_process_is_one_line(tmp_path):
     with pytest.raises(speq.errors.SpeqError, match=r"memory failed: .*nothing"):
         memory.measure_memory(tmp_path / "nothing")

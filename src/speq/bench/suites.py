@@ -208,4 +208,4 @@ def _memory_table(row: Any) -> Table:
         Column("cache", "KV cache", ",.1f", 1e-6),
         Column("ratio", "resident / (weights + cache)", ".3f"),
     )
-    return Table("memory", "A fresh process", columns, [row_of(row, "ratio")])
+    return Table("memory", "A fresh process, weights in the page cache", columns, [row_of(row, "ratio")])
