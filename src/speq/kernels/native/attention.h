@@ -6,6 +6,7 @@
 // with a sum of its own: no sum changes its order with the width of a register.
 #pragma once
 #include <algorithm>
+#include <cmath>
 
 #include "kernels.h"
 #include "simd_half.h"

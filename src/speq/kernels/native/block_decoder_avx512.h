@@ -1,5 +1,7 @@
 // The AVX-512 block decoder: two rows at a time, one in each half of a register.
 #pragma once
+#include <cstring>
+
 #include "format.h"
 #include "pair.h"
 #include "split.h"

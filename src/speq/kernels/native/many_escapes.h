@@ -3,6 +3,7 @@
 // planes.
 #pragma once
 #include <algorithm>
+#include <cmath>
 
 #include "activations.h"
 

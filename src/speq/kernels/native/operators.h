@@ -1,6 +1,10 @@
 // The operators around the matrix products, one token at a time, so that the result for a
 // token cannot depend on how many others are in the pass.
 #pragma once
+#include <cmath>
+#include <cstring>
+
+#include "half.h"
 #include "simd.h"
 
 namespace speq::SPEQ_ISA {

@@ -1,6 +1,9 @@
 // Activations of one token for the draft product: int8 in -127..127, in the byte order of the draft plane, with one
 // scale per 64 columns (per 32 where groups are that small).
 #pragma once
+#include <cmath>
+#include <cstring>
+
 #include "block_decoder.h"
 #include "kernels.h"
 

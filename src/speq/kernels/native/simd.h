@@ -1,10 +1,6 @@
 // Eight float32 lanes with one meaning on every machine: AVX2 where the file is compiled for it, plain loops elsewhere.
 // All multiply-adds are fused and all sums have one order, so every path gives the same bits.
 #pragma once
-#include <cmath>
-#include <cstring>
-
-#include "half.h"
 #include "instruction_set.h"
 
 #if SPEQ_AVX2

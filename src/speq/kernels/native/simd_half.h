@@ -1,5 +1,6 @@
 // Vectors of 16-bit floats.
 #pragma once
+#include "half.h"
 #include "simd.h"
 
 namespace speq::SPEQ_ISA {

@@ -2,6 +2,7 @@
 // row, in order of the columns, and added to the sum of the planes.
 #pragma once
 #include <algorithm>
+#include <cmath>
 
 #include "token_tiles.h"
 
