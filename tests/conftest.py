@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from speq.runtime.batch import Batch
 
 
 @pytest.fixture(scope="session")
@@ -31,12 +34,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class MockEngine:
-    """Logits are a pure function of the token history, the draft's are a noisy version of them.
+    """Logits are a pure function of the path of tokens to a row, the draft's are a noisy version of them.
 
     Some positions are nearly certain and some wide open, as in real text; ``noise`` 0 makes a perfect draft. The engine
     checks how it is used: exact rows are only ever computed over exact cache entries, and the cache never overflows. A
     virtual clock advances with every pass, by costs in seconds, so that tests of speed need no real time.
     """
+
+    levels = ("draft", "exact")
 
     def __init__(
         self,
@@ -49,52 +54,71 @@ class MockEngine:
         verify_cost: Sequence[float] = (1.0,),
         jitter: float = 0.0,
         salt: int = 0,
+        sequences: int = 1,
     ) -> None:
+        from speq.runtime.batch import Limits
+        from speq.runtime.kv import KVPool
+
         self.vocab_size = vocab_size
-        self.context_length = context_length
+        self.limits = Limits(context_length, 256, 64, 16, sequences)
+        self.kv = KVPool(1, 1, 1, context=context_length, sequences=sequences)
         self.noise, self.spread, self.salt = noise, spread, salt
         self.draft_cost, self.verify_cost = draft_cost, verify_cost
         self.jitter, self._timing = jitter, np.random.default_rng(salt)
         self.now = 0.0
         self.passes: list[tuple[int, bool]] = []
-        self._cache: list[tuple[int, bool]] = []  # (token, whether its entry is exact)
-
-    @property
-    def length(self) -> int:
-        return len(self._cache)
 
     def clock(self) -> float:
         return self.now
 
-    def forward(
-        self, tokens: Sequence[int], *, draft: bool = False, logits: Literal["none", "last", "all"] = "last"
-    ) -> NDArray[np.float32]:
-        self.passes.append((len(tokens), draft))
-        cost = self.draft_cost if draft else self.verify_cost[min(len(tokens), len(self.verify_cost)) - 1]
+    def run(self, batch: Batch) -> MockOutput:
+        draft = batch.level == "draft"
+        rows = sum(len(span.tokens) for span in batch.spans)
+        assert 0 < rows <= self.limits.rows
+        self.passes.append((rows, draft))
+        cost = self.draft_cost if draft else self.verify_cost[min(rows, len(self.verify_cost)) - 1]
         # A busy machine: most passes take a little longer, and one in twenty a lot.
         self.now += cost * (1 + self.jitter * (self._timing.exponential() + 10 * (self._timing.random() < 0.05)))
-        rows = []
-        for token in tokens:
-            assert draft or all(exact for _, exact in self._cache), "an exact pass over approximate entries"
-            assert 0 <= token < self.vocab_size
-            self._cache.append((token, not draft))
-            assert self.length <= self.context_length, "the cache overflows"
-            rows.append(self._row(draft))
-        wanted = {"none": rows[:0], "last": rows[-1:], "all": rows}[logits]
-        return np.array(wanted, np.float32).reshape(-1, self.vocab_size)
+        logits, drawn = [], []
+        for span in batch.spans:
+            kv, tokens = span.kv, list(span.tokens)
+            assert draft or kv.exact == kv.length, "an exact pass over approximate entries"
+            assert all(0 <= token < self.vocab_size for token in tokens)
+            self.kv.make_room(kv, len(tokens))
+            histories: list[list[int]] = []
+            for row, token in enumerate(tokens):
+                parent = row - 1 if span.parents is None else span.parents[row]
+                histories.append([*(histories[parent] if parent >= 0 else kv.tokens), token])
+            wanted = [histories[index] for index in span.wanted]
+            logits.append([self.row(history, draft) for history in wanted])
+            drawn.append([(row, span.sampling, len(h)) for row, h in zip(logits[-1], wanted, strict=True)])
+            self.kv.extend(kv, tokens, exact=not draft)
+        return MockOutput(logits, drawn)
 
-    def truncate(self, length: int) -> None:
-        assert 0 <= length <= self.length
-        del self._cache[length:]
-
-    def _row(self, draft: bool) -> NDArray[np.float32]:
-        history = repr([token for token, _ in self._cache[-6:]]) + str(self.length) + str(self.salt)
-        digest = hashlib.blake2b(history.encode(), digest_size=8).digest()
+    def row(self, history: Sequence[int], draft: bool = False) -> NDArray[np.float32]:
+        """Logits after ``history``."""
+        text = repr(list(history[-6:])) + str(len(history)) + str(self.salt)
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         rng = np.random.default_rng(int.from_bytes(digest, "little"))
         row = rng.standard_normal(self.vocab_size) * self.spread * rng.choice([0.5, 1.0, 4.0])
         if draft:
             row += rng.standard_normal(self.vocab_size) * self.noise
         return row.astype(np.float32)
+
+
+class MockOutput:
+    """What a batch of the mock engine gave; draws are made when they are looked at, as they may fail."""
+
+    def __init__(self, logits: list[list[NDArray[np.float32]]], draws: list[list[tuple[Any, Any, int]]]) -> None:
+        self._logits, self._draws = logits, draws
+
+    def drawn(self, span: int) -> list[Any]:
+        from speq.runtime.sampling import choose
+
+        return [choose(row, sampling, position) for row, sampling, position in self._draws[span] if sampling]
+
+    def logits(self, span: int) -> NDArray[np.float32]:
+        return np.array(self._logits[span], np.float32)
 
 
 _SIZES = {

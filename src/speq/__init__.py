@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from speq.api import Model, Stream, load
-    from speq.decoding.sampling import Sampling
+    from speq.runtime.sampling import Sampling
     from speq.decoding.stats import Statistics
     from speq.decoding.stream import Piece
     from speq.errors import SpeqError
@@ -24,7 +24,7 @@ _HOMES = {
     "Model": "speq.api",
     "Piece": "speq.decoding.stream",
     "Result": "speq.result",
-    "Sampling": "speq.decoding.sampling",
+    "Sampling": "speq.runtime.sampling",
     "SpeqError": "speq.errors",
     "Statistics": "speq.decoding.stats",
     "Stream": "speq.api",

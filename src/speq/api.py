@@ -7,22 +7,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from speq.decoding.controller import Controller
-from speq.decoding.drafter import NoDrafter, SelfDrafter
-from speq.decoding.engine import Engine
-from speq.decoding.generate import Progress, generate_tokens
-from speq.decoding.sampling import Sampling
+from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, SuccessorDrafter
+from speq.decoding.policy import LONGEST_DRAFT, Policy
+from speq.decoding.scheduler import Engine, Scheduler
+from speq.decoding.sequence import Progress, Request
+from speq.decoding.sequence import Sequence as Running
 from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
 from speq.decoding.stream import Piece, stream_pieces
-from speq.decoding.trace import Recorder
+from speq.decoding.trace import Step, Trace
 from speq.errors import SpeqError
 from speq.heap import return_freed_memory
 from speq.result import Result
+from speq.runtime.sampling import Sampling
+from speq.runtime.single import SingleSequence
+from speq.turns import Turns
 
 if TYPE_CHECKING:
     from speq.models.tokenizer import Tokenizer
@@ -30,51 +34,115 @@ if TYPE_CHECKING:
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text for the chat template, token ids, or chat messages (mappings with ``role`` and ``content``)."""
 
-DRAFTS = ("auto", "self", "none")
-LONGEST_DRAFT = 16
+DRAFTS = ("auto", "self", "cascade", "none")
+
+Setting: TypeAlias = tuple[str, int | None]
+"""The draft and its length, as the caller chose them."""
+
+SEQUENCES = 16
+"""Texts that are generated at once; more of them wait."""
+
+
+class Feed(Iterator[list[int]]):
+    """The tokens that the passes of a model bring one request; whoever waits for some runs passes until they come."""
+
+    def __init__(self, model: Model, request: Request, setting: Setting) -> None:
+        self.request, self.setting = request, setting
+        self.inbox: deque[list[int] | SpeqError] = deque()
+        self._model = model
+        self._sequence: Running | None = None
+
+    def start(self) -> None:
+        """Take part in the passes from now on, within a turn of the model."""
+        if self._sequence is None:
+            self._sequence = self._model._begin(self)
+
+    def __next__(self) -> list[int]:
+        self.start()
+        assert self._sequence is not None
+        while not self.inbox:
+            if self._sequence.ended:
+                raise StopIteration
+            self._model._step()
+        got = self.inbox.popleft()
+        if isinstance(got, SpeqError):
+            raise got
+        return got
+
+    def close(self) -> None:
+        """Take part no more. Whoever closes may be anywhere, so the pages are given back in the next turn."""
+        if self._sequence is not None:
+            self._model._dropped.append(self._sequence)
 
 
 class Stream(Iterator[Piece]):
-    """A running generation. Iterating it gives pieces; ``result`` is right at any time, also after an interruption."""
+    """A running generation. Iterating it gives pieces; ``result`` is right at any time, also after an interruption.
 
-    def __init__(
-        self, model: Model, pieces: Iterator[Piece], stats: Statistics, draft: str, recorder: Recorder | None = None
-    ) -> None:
-        self._model, self._pieces, self._stats, self._draft = model, pieces, stats, draft
-        self._recorder = recorder
+    Any number may run on one model, in one thread or in many: whoever wants a piece runs the passes that bring it, and
+    these serve all that are running. An exception in the middle of a pass, Ctrl-C among them, ends the stream; one that
+    is closed, or that nobody holds any more, gives its part of the cache back.
+    """
+
+    def __init__(self, model: Model, feed: Feed, pieces: Iterator[Piece], draft: str, trace: Trace | None) -> None:
+        self._model, self._feed, self._pieces, self._draft, self._trace = model, feed, pieces, draft, trace
         self._token_ids: list[int] = []
         self._texts: list[str] = []
 
     def __next__(self) -> Piece:
-        if self._model.running is not self and not self._stats.finished:
-            raise RuntimeError("another generation was started on this model")
-        piece = next(self._pieces)
+        return self._model._turns.take(self._advance)
+
+    def __del__(self) -> None:
+        self._feed.close()
+
+    def close(self) -> None:
+        """End the generation here; ``result`` stays."""
+        self._pieces = iter(())
+        self._feed.close()
+
+    def _advance(self) -> Piece:
+        """The next piece, within a turn of the model."""
+        try:
+            piece = next(self._pieces)
+        except BaseException:
+            self.close()  # a piece may be lost, and what came after it would be another text
+            raise
         self._token_ids += piece.token_ids
         self._texts.append(piece.text)
         return piece
 
     @property
-    def steps(self) -> list[dict[str, int]]:
+    def steps(self) -> list[Step]:
         """The passes so far as :mod:`speq.decoding.trace` describes them; empty unless they are recorded."""
-        return self._recorder.steps if self._recorder else []
+        return self._trace.steps if self._trace else []
 
     @property
     def result(self) -> Result:
         """What was generated so far."""
         model = self._model
         return Result(
-            "".join(self._texts), self._token_ids, self._stats, self._draft, model.name, model.format, model.threads
+            "".join(self._texts),
+            self._token_ids,
+            self._feed.request.stats,
+            self._draft,
+            model.name,
+            model.format,
+            model.threads,
         )
 
 
 class Model:
-    """A model ready to generate, one text at a time.
+    """A model ready to generate, several texts at a time; it may be used from any number of threads.
 
-    The KV cache stays between generations: a prompt that begins like the last text only computes what is new, which
+    The KV cache stays between generations: a prompt that begins like an earlier text only computes what is new, which
     gives the same bits as computing all of it.
 
+    A pass is a turn: it serves all texts that are being generated, and whoever needs the next one waits for it. Whoever
+    asks for one within another (from a ``progress`` callback) or in a process that was forked after the model was
+    loaded gets a :class:`SpeqError`.
+
     Args:
-        engine: see :class:`speq.decoding.engine.Engine`.
+        engine: see :class:`speq.decoding.scheduler.Engine`. The attribute of this name is a sequence of its own on it,
+            for whoever wants to look at logits.
         tokenizer: ``None`` for a checkpoint without one; prompts are then token ids.
         name, format, threads: reported in results.
         ends: token ids that end a text.
@@ -92,12 +160,15 @@ class Model:
         ends: frozenset[int] = frozenset(),
         notes: Sequence[str] = (),
     ) -> None:
-        self.engine, self.tokenizer = engine, tokenizer
+        self.engine, self.tokenizer = SingleSequence(engine), tokenizer
         self.name, self.format, self.threads = name, format, threads
         self.ends, self.notes = ends, list(notes)
-        self.running: Stream | None = None
-        self._exact: list[int] = []  # tokens whose cache entries are exact, all of them but perhaps the last
-        self._controllers: dict[tuple[str, int | None], Controller] = {}
+        self._turns = Turns(f"the model {name}".rstrip())
+        self._scheduler = Scheduler(engine)
+        self._kv = engine.kv
+        self._feeds: dict[Running, Feed] = {}
+        self._dropped: deque[Running] = deque()  # sequences that nobody waits for any more
+        self._policies: dict[Setting, Policy] = {}  # of earlier generations, with what they measured
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
         """Token ids of a prompt; text goes through the chat template unless ``raw``.
@@ -111,6 +182,8 @@ class Model:
             messages = [item for item in prompt if isinstance(item, Mapping)]
             if not messages:
                 return [int(item) for item in prompt if not isinstance(item, Mapping)]
+            if len(messages) < len(prompt):
+                raise SpeqError("a prompt is text, token ids, or messages, not some of each")
         if self.tokenizer is None:
             raise SpeqError(f"{self.name} has no tokenizer: give token ids (--ids) instead of text")
         if raw and isinstance(prompt, str):
@@ -123,7 +196,7 @@ class Model:
         *,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
-        draft: Literal["auto", "self", "none"] = "auto",
+        draft: Literal["auto", "self", "cascade", "none"] = "auto",
         draft_length: int | None = None,
         stop: str | Sequence[str] = (),
         raw: bool = False,
@@ -137,49 +210,50 @@ class Model:
             prompt: text, token ids or chat messages.
             max_new_tokens: ``None`` goes on until the model ends its text or the context is full.
             sampling: greedy if ``None``.
-            draft: ``self`` drafts in every round, ``auto`` only while it pays, ``none`` never.
+            draft: ``self`` drafts in every round, ``auto`` only while it pays, ``none`` never; ``cascade`` lets what
+                stood in the text before propose to the draft.
             draft_length: tokens to draft each round, 1 .. 16; ``None`` decides by confidence and cost.
-            stop: a string, or several, before which the text ends.
-            raw: do not use the chat template.
+            stop: a string, or several, before which the text ends; special tokens, which have no text, may be written
+                in them by name.
+            raw: do not use the chat template: the text goes on where the prompt ends, so that both put together are
+                the text of all tokens. Without it the text stands alone, and many tokenizers drop its first space.
             ignore_ends: go on after the model's end tokens.
             record: keep the kinds and sizes of all passes in ``steps`` of the stream.
             progress: called with ("prefill", tokens done, tokens in all) during a long prefill.
 
         Raises:
-            SpeqError: an option is out of range, or the prompt is empty or too long (when the iteration begins).
+            SpeqError: an option is out of range, or the prompt is empty or too long (when the iteration begins), or
+                the model is used where it cannot be (see :class:`Model`).
         """
         stop = (stop,) if isinstance(stop, str) else stop
         _check_options(max_new_tokens, draft, draft_length, stop)
         if stop and self.tokenizer is None:
             raise SpeqError(f"{self.name} has no tokenizer, so stop strings cannot be found: leave out --stop")
         prompt_ids = self.encode(prompt, raw=raw)
+        before = prompt_ids if raw and not _is_chat(prompt) else []
         seeded = (sampling or Sampling()).seeded()
-        ends = frozenset() if ignore_ends else self.ends
-        stats = Statistics(seed=seeded.seed)
-        recorder = Recorder(self.engine) if record else None
-        engine = recorder or self.engine
-        passes = generate_tokens(
-            engine,
+        trace = Trace() if record else None
+        request = Request(
             prompt_ids,
-            sampling=seeded,
-            drafter=NoDrafter() if draft == "none" else SelfDrafter(engine, seeded, ends),
-            controller=self._controller(draft, draft_length),
-            stats=stats,
-            max_new_tokens=max_new_tokens,
-            ends=ends,
-            progress=progress,
+            seeded,
+            _drafter(draft),
+            self._policy(draft, draft_length),
+            max_new_tokens,
+            frozenset() if ignore_ends else self.ends,
+            Statistics(seed=seeded.seed),
+            progress,
+            trace.on_prefill if trace else None,
+            trace.on_round if trace else None,
         )
-        self._reuse_cache(prompt_ids)
+        feed = Feed(self, request, (draft, draft_length))
         pieces = stream_pieces(
-            passes,
-            stats=stats,
+            feed,
+            stats=request.stats,
             silent=self.ends,
-            detokenizer=self.tokenizer.stream() if self.tokenizer else None,
+            detokenizer=self.tokenizer.stream(before) if self.tokenizer else None,
             stop=StopStrings(stop),
-            keep=self._remember(prompt_ids),
         )
-        self.running = Stream(self, pieces, stats, draft, recorder)
-        return self.running
+        return Stream(self, feed, pieces, draft, trace)
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:
         """Generate to the end; the options are those of :meth:`stream`."""
@@ -188,34 +262,54 @@ class Model:
             pass
         return stream.result
 
+    def generate_many(self, prompts: Sequence[Prompt], **options: Any) -> list[Result]:
+        """Generate a text for each prompt, together; the options, the same for all, are those of :meth:`stream`.
+
+        Every text is what :meth:`generate` gives for its prompt alone.
+        """
+        streams = [self.stream(prompt, **options) for prompt in prompts]
+        try:
+            self._turns.take(lambda: [stream._feed.start() for stream in streams])
+            for stream in streams:
+                for _ in stream:
+                    pass
+        finally:
+            for stream in streams:
+                stream.close()
+        return [stream.result for stream in streams]
+
     def reset(self) -> None:
-        """Empty the KV cache, so that the next prompt is computed from its first token, and forget measured costs."""
-        self.running, self._exact, self._controllers = None, [], {}
-        self.engine.truncate(0)
+        """Forget earlier texts, so that the next prompt is computed from its first token, and measured costs."""
+        self._turns.take(self._reset)
 
-    def _controller(self, draft: str, length: int | None) -> Controller:
-        """One controller per setting, kept so that later generations start with what earlier ones measured."""
-        return self._controllers.setdefault((draft, length), Controller(length, may_pause=draft == "auto"))
+    def _reset(self) -> None:
+        self._sweep()
+        self._policies.clear()
+        self._kv.forget()
 
-    def _reuse_cache(self, prompt: list[int]) -> None:
-        """Cut the cache to what it shares with ``prompt``, leaving at least the last token to compute."""
-        most = min(len(self._exact) - 1, self.engine.length, len(prompt) - 1)
-        shared = 0
-        while shared < most and self._exact[shared] == prompt[shared]:
-            shared += 1
-        self.engine.truncate(shared)
-        # Until the prefill is through, nothing beyond the shared part may be relied on.
-        self._exact = prompt[: shared + 1]
+    def _policy(self, draft: str, length: int | None) -> Policy:
+        """That of an earlier generation with the same setting, which knows what passes cost, unless it is in use."""
+        return self._policies.pop((draft, length), None) or Policy(length, may_pause=draft == "auto")
 
-    def _remember(self, prompt: list[int]) -> Callable[[list[int]], None]:
-        """A callback that notes the tokens of each pass, after the prompt."""
-        exact = list(prompt)
+    def _begin(self, feed: Feed) -> Running:
+        sequence = self._scheduler.add(feed.request)
+        self._feeds[sequence] = feed
+        return sequence
 
-        def keep(tokens: list[int]) -> None:
-            exact.extend(tokens)
-            self._exact = exact
+    def _step(self) -> None:
+        """Run one pass, and hand out what it brought."""
+        self._sweep()
+        for chunk in self._scheduler.step():
+            self._feeds[chunk.sequence].inbox.append(chunk.error or chunk.tokens)
 
-        return keep
+    def _sweep(self) -> None:
+        """Remove what nobody waits for any more."""
+        while self._dropped:
+            sequence = self._dropped.popleft()
+            self._scheduler.remove(sequence)
+            feed = self._feeds.pop(sequence, None)
+            if feed is not None:
+                self._policies[feed.setting] = feed.request.policy
 
 
 def load(
@@ -223,6 +317,7 @@ def load(
     *,
     threads: int | None = None,
     context: int | None = None,
+    sequences: int = SEQUENCES,
     backend: Literal["native", "reference"] = "native",
     progress: Progress | None = None,
 ) -> Model:
@@ -232,6 +327,7 @@ def load(
         name: a directory (Hugging Face layout or converted), a .gguf file, a catalogue name or a hub id.
         threads: for the kernels; ``None`` uses every core.
         context: limits the KV cache; ``None`` allows the model's own context length.
+        sequences: how many texts may be generated at once; more of them wait.
         backend: ``native`` kernels, or the ``reference`` ones in NumPy.
         progress: called with (label, done, total) during a fetch or conversion.
 
@@ -240,16 +336,14 @@ def load(
     """
     from speq.checkpoint.converted import load_converted
     from speq.locate import converted_model
-    from speq.models.model import Engine as ModelEngine
     from speq.models.tokenizer import Tokenizer, end_ids
-    from speq.processors import default_threads
+    from speq.processors import checked_threads
+    from speq.runtime.engine import Engine as ModelEngine
 
-    if threads is not None and threads < 1:
-        raise SpeqError(f"threads {threads} is out of range: use at least 1")
-    threads = threads or default_threads()
+    threads = checked_threads(threads)
     path = converted_model(str(name), progress=progress, threads=threads)
-    converted = load_converted(path)
-    engine = ModelEngine(converted, backend=backend, threads=threads, context=context)
+    converted = load_converted(path, threads=threads)
+    engine = ModelEngine(converted, backend=backend, threads=threads, context=context, sequences=sequences)
     tokenizer = Tokenizer(path) if converted.tokenizer else None
     ends = tokenizer.eos_ids if tokenizer else end_ids(path)
     return_freed_memory()
@@ -262,6 +356,16 @@ def load(
         ends=ends,
         notes=converted.notes,
     )
+
+
+def _drafter(draft: str) -> Drafter:
+    if draft == "none":
+        return NoDrafter()
+    return Cascade(SuccessorDrafter()) if draft == "cascade" else SelfDrafter()
+
+
+def _is_chat(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and any(isinstance(item, Mapping) for item in prompt)
 
 
 def _check_options(max_new_tokens: int | None, draft: str, draft_length: int | None, stop: Sequence[str]) -> None:

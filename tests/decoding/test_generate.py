@@ -7,41 +7,61 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speq.decoding import Controller, NoDrafter, Sampling, SelfDrafter, Statistics, generate_tokens
+from speq.decoding import (
+    Cascade,
+    NoDrafter,
+    Policy,
+    Request,
+    SelfDrafter,
+    Statistics,
+    SuccessorDrafter,
+    generate_tokens,
+)
 from speq.errors import SpeqError
+from speq.runtime.sampling import Sampling
 
 GREEDY = Sampling()
 SAMPLED = Sampling(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, seed=5)
 PROMPT = [3, 1, 4, 1, 5]
 
 
-def run(engine, prompt=PROMPT, *, sampling=GREEDY, speculate=True, length=None, may_pause=False, ends=(), **options):
-    """Generate with a fresh controller; returns (token ids, statistics)."""
-    ends, stats = frozenset(ends), Statistics()
-    drafter = SelfDrafter(engine, sampling, ends) if speculate else NoDrafter()
-    pieces = generate_tokens(
-        engine,
+DRAFTERS = {"self": SelfDrafter, "cascade": lambda: Cascade(SuccessorDrafter()), "successor": SuccessorDrafter}
+
+
+def run(
+    engine,
+    prompt=PROMPT,
+    *,
+    sampling=GREEDY,
+    speculate=True,
+    length=None,
+    may_pause=False,
+    ends=(),
+    drafter="self",
+    **options,
+):
+    """Generate with a fresh policy; returns (token ids, statistics)."""
+    stats = Statistics()
+    request = Request(
         prompt,
-        sampling=sampling,
-        drafter=drafter,
-        controller=Controller(length, may_pause=may_pause),
+        sampling,
+        DRAFTERS[drafter]() if speculate else NoDrafter(),
+        Policy(length, may_pause=may_pause),
+        ends=frozenset(ends),
         stats=stats,
-        ends=ends,
-        clock=engine.clock,
         **options,
     )
+    pieces = generate_tokens(engine, request, clock=engine.clock)
     return [token for piece in pieces for token in piece], stats
 
 
 def plain_truth(engine, sampling, count):
-    """Plain decoding written out: one exact pass per token over the whole history."""
-    from speq.decoding.sampling_reference import choose_reference
+    """Plain decoding written out: logits of the whole history for each token."""
+    from speq.runtime.sampling_reference import choose_reference
 
     tokens = list(PROMPT)
     for _ in range(count):
-        engine.truncate(0)
-        logits = engine.forward(tokens)
-        tokens.append(choose_reference(logits[0], sampling, len(tokens)).token)
+        tokens.append(choose_reference(engine.row(tokens), sampling, len(tokens)).token)
     return tokens[len(PROMPT) :]
 
 
@@ -55,16 +75,17 @@ def test_plain_decoding_is_the_textbook_loop(mock_engine, sampling):
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("length", [*range(1, 17), None])
 @pytest.mark.parametrize("may_pause", [False, True])
-def test_speculation_changes_no_token(mock_engine, sampling, length, may_pause):
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_speculation_changes_no_token(mock_engine, sampling, length, may_pause, drafter):
     """Thousands of tokens for every draft length, with drafts that are perfect, good, poor and useless."""
     for noise in (0.0, 0.5, 1.5, 50.0):
         truth, _ = run(mock_engine(), sampling=sampling, speculate=False, max_new_tokens=150)
         engine = mock_engine(noise=noise)
-        ids, stats = run(engine, sampling=sampling, length=length, may_pause=may_pause, max_new_tokens=150)
+        options = {"length": length, "may_pause": may_pause, "drafter": drafter}
+        ids, stats = run(engine, sampling=sampling, max_new_tokens=150, **options)
         assert ids == truth
         assert stats.new_tokens == 150
-        assert engine.length == len(PROMPT) + 149
-        if noise == 0:
+        if noise == 0 and drafter != "successor":
             assert stats.accepted == stats.drafted > 0
 
 
@@ -78,9 +99,10 @@ def test_speculation_changes_no_token(mock_engine, sampling, length, may_pause):
     noise=st.sampled_from([0.0, 1.0, 9.0]),
     sampling=st.sampled_from([GREEDY, SAMPLED]),
     salt=st.integers(0, 9),
+    drafter=st.sampled_from(list(DRAFTERS)),
 )
 def test_limits_and_ends_are_those_of_plain_decoding(
-    mock_engine, prompt, context, wanted, length, ends, noise, sampling, salt
+    mock_engine, prompt, context, wanted, length, ends, noise, sampling, salt, drafter
 ):
     if len(prompt) >= context:
         with pytest.raises(SpeqError, match=f"prompt has {len(prompt)} tokens and the model's context {context}"):
@@ -89,7 +111,7 @@ def test_limits_and_ends_are_those_of_plain_decoding(
     options = {"sampling": sampling, "ends": ends, "max_new_tokens": wanted}
     plain, _ = run(mock_engine(context_length=context, salt=salt), prompt, speculate=False, **options)
     engine = mock_engine(context_length=context, salt=salt, noise=noise)
-    ids, stats = run(engine, prompt, length=length, **options)
+    ids, stats = run(engine, prompt, length=length, drafter=drafter, **options)
     assert ids == plain
     limit = min(context - len(prompt), wanted or context)
     assert len(ids) == stats.new_tokens <= limit
@@ -139,10 +161,11 @@ def test_nothing_is_drafted_beyond_the_limit_or_an_end(mock_engine):
 def test_a_cached_prefix_is_not_computed_again(mock_engine):
     engine = mock_engine()
     truth, _ = run(mock_engine(), speculate=False, max_new_tokens=20)
-    engine.forward(PROMPT[:3])
+    run(engine, [*PROMPT[:3], 9], max_new_tokens=5)
+    engine.passes.clear()
     ids, stats = run(engine, max_new_tokens=20)
     assert ids == truth
-    assert engine.passes[1] == (2, False)
+    assert engine.passes[0] == (2, False)
     assert stats.prompt_tokens == len(PROMPT)
 
 
@@ -167,9 +190,9 @@ def test_bad_prompts_are_refused(mock_engine):
 
 def test_logits_that_are_not_finite_stop_the_generation(mock_engine):
     class Broken(mock_engine):
-        def _row(self, draft):
-            row = super()._row(draft)
-            return row if self.length < 12 or draft else row * np.float32(np.nan)
+        def row(self, history, draft=False):
+            row = super().row(history, draft)
+            return row if len(history) < 12 or draft else row * np.float32(np.nan)
 
     with pytest.raises(SpeqError, match="not finite"):
         run(Broken(), max_new_tokens=50)
@@ -177,15 +200,8 @@ def test_logits_that_are_not_finite_stop_the_generation(mock_engine):
 
 def test_an_abandoned_generation_leaves_right_statistics(mock_engine):
     engine, stats = mock_engine(), Statistics()
-    pieces = generate_tokens(
-        engine,
-        PROMPT,
-        sampling=GREEDY,
-        drafter=SelfDrafter(engine, GREEDY),
-        controller=Controller(4),
-        stats=stats,
-        clock=engine.clock,
-    )
+    request = Request(PROMPT, GREEDY, SelfDrafter(), Policy(4), stats=stats)
+    pieces = generate_tokens(engine, request, clock=engine.clock)
     taken = [next(pieces) for _ in range(5)]
     pieces.close()
     assert stats.new_tokens == sum(map(len, taken))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speq.decoding.sampling import Sampling, choose
-from speq.decoding.sampling_reference import choose_reference, exp_nonpositive, exponential, filtered_weights, philox
+from speq.runtime.sampling import Sampling, choose
+from speq.runtime.sampling_reference import choose_reference, exp_nonpositive, exponential, filtered_weights, philox
 from speq.errors import SpeqError
 
 

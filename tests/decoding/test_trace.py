@@ -1,4 +1,4 @@
-"""Traces: what the recorder notes is what the engine was asked for, and it changes nothing."""
+"""Traces: what is noted is what the engine was asked for, and it changes nothing."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speq.decoding import Controller, NoDrafter, Sampling, SelfDrafter, Statistics, generate_tokens
-from speq.decoding.trace import Recorder, check_writable, write_trace
+from speq.decoding import NoDrafter, Policy, Request, SelfDrafter, generate_tokens
+from speq.decoding.trace import Trace, check_writable, write_trace
 from speq.errors import SpeqError
+from speq.runtime.sampling import Sampling
 
 PROMPT = [3, 1, 4, 1, 5]
 
 
 def generate(engine, *, drafts=True, length=None, prompt=PROMPT, new=80):
-    stats = Statistics()
-    pieces = generate_tokens(
-        engine,
+    """(token ids, statistics, steps)."""
+    trace = Trace()
+    request = Request(
         prompt,
-        sampling=Sampling(),
-        drafter=SelfDrafter(engine, Sampling()) if drafts else NoDrafter(),
-        controller=Controller(length),
-        stats=stats,
+        Sampling(),
+        SelfDrafter() if drafts else NoDrafter(),
+        Policy(length),
         max_new_tokens=new,
+        on_prefill=trace.on_prefill,
+        on_round=trace.on_round,
     )
-    return [token for piece in pieces for token in piece], stats
+    pieces = generate_tokens(engine, request)
+    return [token for piece in pieces for token in piece], request.stats, trace.steps
 
 
 @settings(max_examples=25, deadline=None)
@@ -38,15 +41,15 @@ def generate(engine, *, drafts=True, length=None, prompt=PROMPT, new=80):
 )
 def test_steps_are_the_passes_of_the_engine(mock_engine, noise, length, prompt, new):
     engine = mock_engine(noise=noise)
-    recorder = Recorder(engine)
-    ids, stats = generate(recorder, length=length, prompt=[7] * prompt, new=new)
-    assert ids == generate(mock_engine(noise=noise), length=length, prompt=[7] * prompt, new=new)[0]
+    ids, stats, steps = generate(engine, length=length, prompt=[7] * prompt, new=new)
 
-    prefill = [step for step in recorder.steps if "prefill" in step]
-    rounds = [step for step in recorder.steps if "drafted" in step]
-    assert recorder.steps == prefill + rounds
+    prefill = [step for step in steps if "prefill" in step]
+    rounds = [step for step in steps if "drafted" in step]
+    assert steps == prefill + rounds
     assert sum(step["prefill"] for step in prefill) == prompt
     assert [step["drafted"] for step in rounds] == _drafted_per_round(engine.passes, len(prefill))
+    assert all(step["draft"] == [1] * step["drafted"] for step in rounds)
+    assert all(step["verify"] == step["drafted"] + 1 for step in rounds)
     assert sum(step["drafted"] for step in rounds) == stats.drafted
     assert sum(step["accepted"] for step in rounds) == stats.accepted
     context = prompt
@@ -72,22 +75,21 @@ def _drafted_per_round(passes, prefills):
 
 
 def test_a_plain_step_is_a_round_without_a_draft(mock_engine):
-    recorder = Recorder(mock_engine())
-    generate(recorder, drafts=False, new=4)
-    assert recorder.steps == [
+    steps = generate(mock_engine(), drafts=False, new=4)[2]
+    assert steps == [
         {"prefill": 5, "context": 0},
-        {"drafted": 0, "accepted": 0, "context": 5},
-        {"drafted": 0, "accepted": 0, "context": 6},
-        {"drafted": 0, "accepted": 0, "context": 7},
+        {"draft": [], "drafted": 0, "verify": 1, "accepted": 0, "context": 5},
+        {"draft": [], "drafted": 0, "verify": 1, "accepted": 0, "context": 6},
+        {"draft": [], "drafted": 0, "verify": 1, "accepted": 0, "context": 7},
     ]
 
 
 def test_a_file_has_a_header_and_a_line_per_step(tmp_path):
     path = tmp_path / "a.trace"
-    steps = [{"prefill": 5, "context": 0}, {"drafted": 2, "accepted": 1, "context": 5}]
+    steps = [{"prefill": 5, "context": 0}, {"draft": [1, 1], "drafted": 2, "verify": 3, "accepted": 1, "context": 5}]
     write_trace(path, {"model": "m", "new_tokens": 3}, steps)
     header, *rest = [json.loads(line) for line in path.read_text().splitlines()]
-    assert header == {"speq_trace": 1, "model": "m", "new_tokens": 3}
+    assert header == {"speq_trace": 2, "model": "m", "new_tokens": 3}
     assert rest == steps
     assert list(tmp_path.iterdir()) == [path]
 

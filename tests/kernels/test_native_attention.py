@@ -8,9 +8,10 @@ import pytest
 from speq.bits import Spec, encode, from_float32
 from speq.kernels.native import NativeStep, available_isas
 from speq.kernels.reference import ReferenceStep
-from speq.models.cache import KVCache
+from speq.kernels.step import chain
 from speq.models.config import model_config
 from speq.models.decoder import build_program, weight_shapes
+from speq.runtime.kv import KVPool
 
 CAPACITY = 700
 SIZES = {
@@ -58,16 +59,15 @@ def model(request):
 def logits(backend, model, sizes, **options):
     """Of all tokens, in passes of these sizes."""
     program, weights = model
-    cache = KVCache(program.layers, program.kv_heads, CAPACITY, program.head_dim)
+    cache = KVPool(program.layers, program.kv_heads, program.head_dim, context=CAPACITY)
     step = backend(program, weights, cache, CAPACITY, **options)
     ends = np.cumsum(sizes)
     assert ends[-1] == CAPACITY
-    return np.concatenate(
-        [
-            step.run(IDS[end - size : end], int(end) - size, logits="all").copy()
-            for size, end in zip(sizes, ends, strict=True)
-        ]
-    )
+    parts = []
+    for size, end in zip(sizes, ends, strict=True):
+        step.run(chain(IDS[end - size : end], int(end) - size, logits="all"))
+        parts.append(step.logits().copy())
+    return np.concatenate(parts)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -17,10 +17,10 @@ from speq.calibration.samples import Sample
 from speq.kernels import functional as F
 from speq.kernels.native import NativeStep
 from speq.kernels.ops import GatedLinear, Head, Linear, StepProgram
-from speq.kernels.step import Weights
-from speq.models.cache import KVCache
+from speq.kernels.step import Weights, chain
 from speq.models.config import model_config
 from speq.models.decoder import build_program
+from speq.runtime.kv import KVPool
 
 WIDEST = 2048
 """Columns whose moments with each other are kept, at most."""
@@ -51,7 +51,7 @@ def observe(
     program = build_program(described)
     longest = max(len(sample.tokens) for sample in samples)
     starts = np.cumsum([0, *(len(sample.tokens) - sample.known for sample in samples)])
-    cache = KVCache(described.layers, described.kv_heads, longest, described.head_dim)
+    cache = KVPool(described.layers, described.kv_heads, described.head_dim, context=longest)
     step = NativeStep(program, weights, cache, longest, threads=threads)
     stream = step.buffer(STREAM)
     saved = [stream[: len(sample.tokens)].copy() for sample in samples]
@@ -70,7 +70,7 @@ def observe(
                         inputs[index] = np.empty((starts[-1], x.shape[1]), np.float32)
                     inputs[index][start : start + len(x)] = x
                 if not isinstance(op, Head):
-                    step.run_one(index, sample.tokens)
+                    step.run_one(index, chain(sample.tokens))
             hidden[:] = stream[:count]
         moments = {index: _moments(inputs.pop(index)) for index in list(inputs)}
         yield {name: moments[index] for index in moments for name in _matrices(program.ops[index])}

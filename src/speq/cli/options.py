@@ -93,7 +93,7 @@ class Decoding:
 
     def to_stream(self) -> dict[str, Any]:
         """Keyword arguments for :meth:`speq.api.Model.stream`."""
-        from speq.decoding.sampling import Sampling
+        from speq.runtime.sampling import Sampling
 
         return {
             "sampling": Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.seed),

@@ -1,27 +1,32 @@
-"""Speculative decoding with one model and one KV cache: drafters, verification, seed-exact sampling, the loop."""
+"""From logits to tokens: drafters, verification, the policy, sequences and the scheduler that runs their passes."""
 
-from speq.decoding.controller import Controller
-from speq.decoding.drafter import Draft, Drafter, NoDrafter, SelfDrafter
-from speq.decoding.engine import Engine
+from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, SuccessorDrafter
 from speq.decoding.generate import generate_tokens
-from speq.decoding.sampling import Choice, Sampling, choose
+from speq.decoding.policy import Policy
+from speq.decoding.scheduler import Chunk, Engine, Scheduler
+from speq.decoding.sequence import Pass, Request, Round, Sequence
 from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
-from speq.decoding.verifier import Verdict, verify
+from speq.decoding.verify import Proposal, Verification, verify
 
 __all__ = [
-    "Choice",
-    "Controller",
-    "Draft",
+    "Cascade",
+    "Chunk",
     "Drafter",
     "Engine",
     "NoDrafter",
-    "Sampling",
+    "Pass",
+    "Policy",
+    "Proposal",
+    "Request",
+    "Round",
+    "Scheduler",
     "SelfDrafter",
+    "Sequence",
     "Statistics",
     "StopStrings",
-    "Verdict",
-    "choose",
+    "SuccessorDrafter",
+    "Verification",
     "generate_tokens",
     "verify",
 ]

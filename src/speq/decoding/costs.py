@@ -102,3 +102,22 @@ class Costs:
             rounds = min(length.count, 1 / _MEMORY)
             cost += (length.value - cost) * rounds / (rounds + _LINE_WEIGHT)
         return cost
+
+
+class PassCosts:
+    """Seconds of the passes of one level by their rows: a part that any pass takes, and one that grows with the rows."""
+
+    def __init__(self) -> None:
+        self._line = Line()
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Take the time of one pass."""
+        self._line.add(rows, seconds)
+
+    def fixed_part(self, rows: int) -> float:
+        """What share of a pass over so many rows a pass over none would take, 0 .. 1; 1 before any measurement."""
+        if not self._line.count:
+            return 1.0
+        slope = _SLOPE_PRIOR * self._line.at(1, 0.0)
+        whole = self._line.at(rows, slope)
+        return min(max(self._line.at(0, slope) / whole, 0.0), 1.0) if whole > 0 else 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -18,8 +17,8 @@ class Statistics:
         new_tokens: tokens produced; the first one comes from the prefill, the others from rounds.
         finish_reason: ``stop`` (end token or stop string), ``length`` (token or context limit) or ``interrupted``.
         prefill_seconds: from the start to the first token.
-        decode_seconds: all rounds together; the caller's own time between tokens is not counted.
-        draft_seconds, verify_seconds: the two parts of ``decode_seconds``, but for bookkeeping.
+        decode_seconds: all steps since; the caller's own time between tokens is not counted.
+        draft_seconds, verify_seconds: the passes among these that the sequence took part in.
         rounds, drafted, accepted: verify passes, tokens proposed, and those of them that were right.
         accepted_per_position: ``[i]`` counts the rounds whose drafted token ``i`` was accepted.
         seed: the seed of the noise; ``None`` for greedy decoding.
@@ -58,14 +57,11 @@ class Statistics:
         """Decoding speed: tokens after the first one over ``decode_seconds``; 0 before the first round."""
         return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
-    def add_round(self, drafted: int, accepted: int, seconds: Sequence[float]) -> None:
-        """Count one round; ``seconds`` are those of the draft, of the verify pass and of the whole round."""
+    def add_round(self, drafted: int, accepted: int) -> None:
+        """Count one round, but for its seconds."""
         self.rounds += 1
         self.drafted += drafted
         self.accepted += accepted
         self.accepted_per_position += [0] * (drafted - len(self.accepted_per_position))
         for position in range(accepted):
             self.accepted_per_position[position] += 1
-        self.draft_seconds += seconds[0]
-        self.verify_seconds += seconds[1]
-        self.decode_seconds += seconds[2]

@@ -1,18 +1,19 @@
-"""A record of the passes of one generation, for whoever wants to replay them: which kind, how many tokens, at which
-context length, and how much of each draft was accepted. It holds no token ids and no text.
+"""A record of the passes of one generation, for whoever wants to replay them: which kind, how many rows, at which
+context length, and how much of each proposal was accepted. It holds no token ids and no text.
 
 A trace file is JSON lines. The first line is the header::
 
-    {"speq_trace": 1, "model": ..., "format": ..., "draft": ..., "prompt_tokens": P, "new_tokens": N,
+    {"speq_trace": 2, "model": ..., "format": ..., "draft": ..., "prompt_tokens": P, "new_tokens": N,
      "finish_reason": ...}
 
 and every other line a step, in order, where ``context`` counts the tokens in the cache before it::
 
     {"prefill": tokens, "context": c}
-    {"drafted": k, "accepted": a, "context": c}
+    {"draft": [rows, ...], "drafted": k, "verify": rows, "accepted": a, "context": c}
 
-The second is a round: ``k`` draft passes of one token each, at contexts c, c+1 ... c+k-1, then one verify pass of k+1
-tokens at context c, after which the cache holds c+a+1 tokens. A step of plain decoding is a round with k = 0.
+The second is a round: a draft pass for each entry of ``draft``, over so many rows, which made a proposal of ``k``
+tokens; then one verify pass at context c, after which the cache holds c+a+1 tokens. A step of plain decoding is a round
+with k = 0.
 """
 
 from __future__ import annotations
@@ -21,62 +22,35 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, TypeAlias
 
-from speq.decoding.engine import Engine
+from speq.decoding.sequence import Pass, Round
 from speq.errors import SpeqError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+VERSION = 2
 
-VERSION = 1
+Step: TypeAlias = dict[str, int | list[int]]
 
 
-class Recorder:
-    """An :class:`~speq.decoding.engine.Engine` that notes each step of a generation in ``steps`` and passes it on.
+class Trace:
+    """Notes the passes of one request, which calls it back with each, in ``steps``."""
 
-    The loop computes logits of all tokens in verify passes only, drafts before them, and cuts the cache after them:
-    that tells the steps apart.
-    """
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._drafted = 0
-        self._verified_at: int | None = None
-        self.steps: list[dict[str, int]] = []
+    def on_prefill(self, passed: Pass) -> None:
+        self.steps.append({"prefill": passed.rows, "context": passed.context})
 
-    @property
-    def vocab_size(self) -> int:
-        return self._engine.vocab_size
-
-    @property
-    def context_length(self) -> int:
-        return self._engine.context_length
-
-    @property
-    def length(self) -> int:
-        return self._engine.length
-
-    def forward(
-        self, tokens: Sequence[int], *, draft: bool = False, logits: Literal["none", "last", "all"] = "last"
-    ) -> NDArray[np.float32]:
-        context = self._engine.length
-        rows = self._engine.forward(tokens, draft=draft, logits=logits)
-        if draft:
-            self._drafted += 1
-        elif logits == "all":
-            self._verified_at = context
-        else:
-            self.steps.append({"prefill": len(tokens), "context": context})
-        return rows
-
-    def truncate(self, length: int) -> None:
-        self._engine.truncate(length)
-        if self._verified_at is not None:
-            accepted = length - self._verified_at - 1
-            self.steps.append({"drafted": self._drafted, "accepted": accepted, "context": self._verified_at})
-            self._drafted, self._verified_at = 0, None
+    def on_round(self, happened: Round) -> None:
+        self.steps.append(
+            {
+                "draft": [passed.rows for passed in happened.passes],
+                "drafted": happened.proposed,
+                "verify": happened.verify.rows,
+                "accepted": happened.accepted,
+                "context": happened.context,
+            }
+        )
 
 
 def check_writable(path: Path) -> None:
@@ -91,7 +65,7 @@ def check_writable(path: Path) -> None:
         raise SpeqError(f"cannot write {path}: there is no writable directory {path.absolute().parent}")
 
 
-def write_trace(path: Path, header: Mapping[str, Any], steps: Sequence[Mapping[str, int]]) -> None:
+def write_trace(path: Path, header: Mapping[str, Any], steps: Sequence[Step]) -> None:
     """Write a trace, complete or not at all; ``header`` is described above, without its version."""
     lines = [json.dumps(line) for line in ({"speq_trace": VERSION, **header}, *steps)]
     partial = path.with_name(f".{path.name}.partial")

@@ -39,50 +39,34 @@ def silu(x: Floats) -> Floats:
         return np.asarray(x / (np.float32(1) + np.exp(-x)))
 
 
-def rotate(x: Floats, start: int, inv_freq: Floats, scale: float = 1.0) -> Floats:
-    """Rotary embedding of ``x``, ``[tokens, heads, head_dim]``, for positions ``start``, ``start + 1``, ...
+def rotate(x: Floats, positions: NDArray[np.int32], inv_freq: Floats, scale: float = 1.0) -> Floats:
+    """Rotary embedding of ``x``, ``[rows, heads, head_dim]``, whose rows stand at ``positions``.
 
     Dimension i is paired with ``i + head_dim / 2`` and turned by ``position * inv_freq[i]`` radians (in float32);
     cosine and sine are the float32 nearest to their true values, times ``scale``.
     """
-    positions = np.arange(start, start + len(x), dtype=np.float32)
-    angles = (positions[:, None] * inv_freq).astype(np.float64)
+    angles = (positions.astype(np.float32)[:, None] * inv_freq).astype(np.float64)
     cos = (np.cos(angles).astype(np.float32) * np.float32(scale))[:, None, :]
     sin = (np.sin(angles).astype(np.float32) * np.float32(scale))[:, None, :]
     first, second = np.split(x, 2, axis=-1)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def attention(
-    q: Floats,
-    keys: NDArray[np.float16],
-    values: NDArray[np.float16],
-    start: int,
-    scale: float,
-    window: int | None = None,
-) -> Floats:
-    """Causal grouped-query attention.
+def attention(q: Floats, keys: NDArray[np.float16], values: NDArray[np.float16], scale: float) -> Floats:
+    """Grouped-query attention of one row.
 
     Args:
-        q: queries ``[tokens, heads, head_dim]`` at positions ``start``, ``start + 1``, ...
-        keys, values: ``[kv_heads, positions, head_dim]``, with the tokens' own positions already written. Head h reads
-            key-value head ``h // (heads / kv_heads)``.
-        start: position of the first token.
+        q: queries ``[heads, head_dim]``.
+        keys, values: what the row sees, its own included, in order of position: ``[kv_heads, seen, head_dim]``. Head h
+            reads key-value head ``h // (heads / kv_heads)``.
         scale: factor on the scores.
-        window: how many last positions, its own included, a token sees; None for all.
 
     Returns:
-        ``[tokens, heads, head_dim]``.
+        ``[heads, head_dim]``.
     """
     kv_heads, _, head_dim = keys.shape
-    out = np.empty_like(q)
-    for token, heads in enumerate(q):
-        end = start + token + 1
-        begin = 0 if window is None else max(0, end - window)
-        seen = keys[:, begin:end].astype(np.float32)
-        grouped = heads.reshape(kv_heads, -1, head_dim)
-        scores = np.matmul(grouped, seen.transpose(0, 2, 1)) * np.float32(scale)
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True, dtype=np.float32)
-        out[token] = np.matmul(weights, values[:, begin:end].astype(np.float32)).reshape(heads.shape)
-    return out
+    grouped = q.reshape(kv_heads, -1, head_dim)
+    scores = np.matmul(grouped, keys.astype(np.float32).transpose(0, 2, 1)) * np.float32(scale)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True, dtype=np.float32)
+    return np.asarray(np.matmul(weights, values.astype(np.float32)).reshape(q.shape))

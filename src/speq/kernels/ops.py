@@ -60,7 +60,7 @@ class Attention:
 
     ``qkv`` holds ``heads`` query, ``kv_heads`` key and ``kv_heads`` value vectors of ``head_dim`` each. Queries and
     keys of each head are normalised, where there is a norm, and rotated (halves convention); keys and values go to the
-    KV cache; then each token attends to the cache up to its own position. ``window`` limits it to the last positions.
+    KV cache; then each row attends to its sequence up to itself. ``window`` limits it to the last positions.
     """
 
     qkv: str
@@ -76,15 +76,28 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Tap:
+    """Keeps a copy of ``x`` under the name ``name`` in passes that ask for it."""
+
+    x: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Head:
-    """The output head: ``logits = norm(x) @ weight.T`` for the last token or for all of them, as the caller asks."""
+    """The output head: ``logits = norm(x) @ weight.T`` for the rows that the caller wants."""
 
     x: str
     weight: str
     norm: Norm
 
 
-Op: TypeAlias = Embed | Linear | GatedLinear | Attention | Head
+@dataclass(frozen=True)
+class Sample:
+    """Draws tokens from the logits of the head, where the caller says how."""
+
+
+Op: TypeAlias = Embed | Linear | GatedLinear | Attention | Tap | Head | Sample
 
 
 @dataclass(frozen=True)

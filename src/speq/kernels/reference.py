@@ -8,17 +8,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from speq import _native
 from speq.bits import SplitTensor, decode, draft_values, to_float32
 from speq.kernels import functional as F
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, StepProgram
-from speq.kernels.step import Cache, Logits, Weights
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
+from speq.kernels.step import PAGE, TREE_ROWS, Cache, Rows, SpanRows, Weights, path, positions
 
 
 class ReferenceStep:
     """A :class:`speq.kernels.step.Step` in NumPy."""
 
     def __init__(self, program: StepProgram, weights: Weights, cache: Cache, max_tokens: int) -> None:
-        """Bind ``program`` to its weights (by name), a cache and room for ``max_tokens`` tokens a pass."""
+        """Bind ``program`` to its weights (by name), a cache and room for ``max_tokens`` rows a pass."""
         self._program = program
         self._weights = weights
         self._cache = cache
@@ -28,43 +29,67 @@ class ReferenceStep:
             name: np.zeros((max_tokens, width), dtype=np.float32) for name, width in program.buffers.items()
         }
         self._widened: dict[tuple[str, bool], NDArray[np.float32]] = {}
+        self._logits = np.zeros((0, program.vocab_size), dtype=np.float32)
+        self._drawn: list[tuple[int, float]] = []
+        self._tapped: dict[str, NDArray[np.float32]] = {}
 
-    def run(
-        self, tokens: NDArray[np.int32], start: int, *, draft: bool = False, logits: Logits = "last"
-    ) -> NDArray[np.float32]:
+    def run(self, rows: Rows) -> None:
         """See :meth:`speq.kernels.step.Step.run`."""
-        count = len(tokens)
-        if not 0 < count <= self._max_tokens:
-            raise ValueError(f"{count} tokens in a step made for 1 to {self._max_tokens}")
-        if start < 0 or start + count > self._cache.capacity:
-            raise ValueError(f"positions {start} to {start + count} in a cache of {self._cache.capacity}")
-        if tokens.min() < 0 or tokens.max() >= self._program.vocab_size:
-            raise ValueError(f"a token id outside the vocabulary of {self._program.vocab_size}")
-        result = np.zeros((0, self._program.vocab_size), dtype=np.float32)
+        self._check(rows)
+        self._drawn, self._tapped = [], {}
         for op in self._program.ops:
-            if not isinstance(op, Head):
-                self._apply(op, tokens, start, draft)
-            elif logits != "none":
-                x = self._buffers[op.x][:count] if logits == "all" else self._buffers[op.x][count - 1 : count]
-                result = self._multiply(self._norm(x, op.norm), op.weight, draft)
-        return result
+            self._apply(op, rows)
+        unknown = set(rows.taps) - set(self._tapped)
+        if unknown:
+            raise ValueError(f"there is no tap {min(unknown)!r}")
 
-    def run_one(self, op: int, tokens: NDArray[np.int32]) -> None:
-        """Run only operator ``op`` of the program, exactly, on ``tokens`` at positions 0, 1, ...
+    def logits(self) -> NDArray[np.float32]:
+        """See :meth:`speq.kernels.step.Step.logits`."""
+        return self._logits
 
-        What it reads and writes is in the buffers before and after.
-        """
-        self._apply(self._program.ops[op], tokens, 0, draft=False)
+    def drawn(self) -> list[tuple[int, float]]:
+        """See :meth:`speq.kernels.step.Step.drawn`."""
+        return self._drawn
+
+    def tapped(self, name: str) -> NDArray[np.float32]:
+        """See :meth:`speq.kernels.step.Step.tapped`."""
+        if name not in self._tapped:
+            raise ValueError(f"the last pass did not ask for the tap {name!r}")
+        return self._tapped[name]
+
+    def run_one(self, op: int, rows: Rows) -> None:
+        """Run only operator ``op`` of the program; what it reads and writes is in the buffers before and after."""
+        self._apply(self._program.ops[op], rows)
+
+    def _check(self, rows: Rows) -> None:
+        count, vocab = len(rows.tokens), self._program.vocab_size
+        if not 0 < count <= self._max_tokens:
+            raise ValueError(f"{count} rows in a step made for 1 to {self._max_tokens}")
+        if rows.tokens.min() < 0 or rows.tokens.max() >= vocab:
+            raise ValueError(f"a token id outside the vocabulary of {vocab}")
+        if sum(span.count for span in rows.spans) != count:
+            raise ValueError("the spans do not fit the rows")
+        for span in rows.spans:
+            positions(span)
+            if span.start < 0 or span.count < 1 or len(span.pages) != -(-(span.start + span.count) // PAGE):
+                raise ValueError("a span does not fit its pages")
+            if not all(0 <= page < len(self._cache.keys) for page in span.pages):
+                raise ValueError("there is no such page")
+            if span.parents is not None and len(span.parents) != span.count:
+                raise ValueError("every row needs a parent")
+            is_chain = span.parents is None or list(span.parents) == list(range(-1, span.count - 1))
+            if span.count > TREE_ROWS and not is_chain:
+                raise ValueError(f"a tree of {span.count} rows, more than {TREE_ROWS}")
 
     def buffer(self, name: str) -> NDArray[np.float32]:
         """A buffer of the program in place, float32 ``[max_tokens, width]``."""
         return self._buffers[name]
 
-    def _apply(self, op: Op, tokens: NDArray[np.int32], start: int, draft: bool) -> None:
-        count = len(tokens)
+    def _apply(self, op: Op, rows: Rows) -> None:
+        count, draft = len(rows.tokens), rows.draft
         match op:
             case Embed():
-                self._buffers[op.out][:count] = self._matrix(op.table, draft=False)[tokens]
+                self._buffers[op.out][:count] = self._matrix(op.table, draft=False)[rows.tokens]
             case Linear():
                 self._linear(op, count, draft)
             case GatedLinear():
@@ -72,7 +97,21 @@ class ReferenceStep:
                 gate = F.silu(self._multiply(x, op.gate, draft))
                 self._buffers[op.out][:count] = gate * self._multiply(x, op.up, draft)
             case Attention():
-                self._attention(op, count, start)
+                first = 0
+                for span in rows.spans:
+                    self._attention(op, first, span)
+                    first += span.count
+            case Tap():
+                if op.name in rows.taps:
+                    self._tapped[op.name] = self._buffers[op.x][:count].copy()
+            case Head():
+                x = self._norm(self._buffers[op.x][rows.wanted], op.norm)
+                self._logits = self._multiply(x, op.weight, draft)
+            case Sample():
+                self._drawn = [
+                    _native.draw(logits, *draw, rows.confidences)
+                    for logits, draw in zip(self._logits, rows.draws, strict=False)
+                ]
 
     def _linear(self, op: Linear, count: int, draft: bool) -> None:
         x = self._norm(self._buffers[op.x][:count], op.norm)
@@ -85,17 +124,27 @@ class ReferenceStep:
         out = self._buffers[op.out][:count]
         out[:] = out + result if op.accumulate else result
 
-    def _attention(self, op: Attention, count: int, start: int) -> None:
-        vectors = self._buffers[op.qkv][:count].reshape(count, op.heads + 2 * op.kv_heads, op.head_dim)
+    def _attention(self, op: Attention, first: int, span: SpanRows) -> None:
+        """Of the rows of a span, which begin at row ``first`` of the pass."""
+        rows = slice(first, first + span.count)
+        vectors = self._buffers[op.qkv][rows].reshape(span.count, op.heads + 2 * op.kv_heads, op.head_dim)
         q, k, v = np.split(vectors, [op.heads, op.heads + op.kv_heads], axis=1)
-        q = F.rotate(self._norm(q, op.q_norm), start, self._inv_freq, self._program.rotary_scale)
-        k = F.rotate(self._norm(k, op.k_norm), start, self._inv_freq, self._program.rotary_scale)
-        keys, values = self._cache.keys[op.layer], self._cache.values[op.layer]
+        at = positions(span)
+        q = F.rotate(self._norm(q, op.q_norm), at, self._inv_freq, self._program.rotary_scale)
+        k = F.rotate(self._norm(k, op.k_norm), at, self._inv_freq, self._program.rotary_scale)
+        pages, slots = np.array(span.pages), np.arange(span.start, span.start + span.count)
+        keys, values = self._cache.keys[:, op.layer], self._cache.values[:, op.layer]
         with np.errstate(over="ignore"):  # a key beyond float16 becomes infinite here as in every backend
-            keys[:, start : start + count] = k.transpose(1, 0, 2)
-            values[:, start : start + count] = v.transpose(1, 0, 2)
-        result = F.attention(q, keys, values, start, op.scale, op.window)
-        self._buffers[op.out][:count] = result.reshape(count, -1)
+            keys[pages[slots // PAGE], :, slots % PAGE] = k
+            values[pages[slots // PAGE], :, slots % PAGE] = v
+        before = np.arange(span.start)
+        for row in range(span.count):
+            own = range(row + 1) if span.parents is None else path(span.parents, row)
+            seen = np.concatenate([before, span.start + np.array(own)])
+            seen = seen if op.window is None else seen[-op.window :]
+            taken = (pages[seen // PAGE], slice(None), seen % PAGE)
+            result = F.attention(q[row], keys[taken].swapaxes(0, 1), values[taken].swapaxes(0, 1), op.scale)
+            self._buffers[op.out][first + row] = result.reshape(-1)
 
     def _norm(self, x: NDArray[np.float32], norm: Norm | None) -> NDArray[np.float32]:
         return x if norm is None else F.rms_norm(x, self._vector(norm.weight), norm.eps)

@@ -6,7 +6,7 @@ residual stream, gate, project back. Weights go by their Hugging Face names.
 
 from __future__ import annotations
 
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, StepProgram
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
 from speq.models.config import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -23,7 +23,9 @@ def build_program(config: ModelConfig) -> StepProgram:
     ops: list[Op] = [Embed(EMBEDDING, "hidden")]
     for layer in range(config.layers):
         ops += _layer(config, layer)
+        ops.append(Tap("hidden", tap_name(layer)))
     ops.append(Head("hidden", EMBEDDING if config.tied_head else HEAD, Norm(FINAL_NORM, config.norm_eps)))
+    ops.append(Sample())
     return StepProgram(
         ops=tuple(ops),
         buffers={
@@ -39,6 +41,11 @@ def build_program(config: ModelConfig) -> StepProgram:
         inv_freq=config.rotary.inv_freq,
         rotary_scale=config.rotary.scale,
     )
+
+
+def tap_name(layer: int) -> str:
+    """Of the tap after a layer, which keeps the residual stream."""
+    return f"layer.{layer}"
 
 
 def _layer(config: ModelConfig, layer: int) -> list[Op]:

@@ -7,7 +7,7 @@ case.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,11 @@ from numpy.typing import NDArray
 from speq import _native
 from speq.bits import SplitTensor
 from speq.errors import SpeqError
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, StepProgram
-from speq.kernels.step import Logits, Weights
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
+from speq.kernels.step import Cache, Rows, Weights
 from speq.processors import default_threads
 
-if TYPE_CHECKING:
-    from speq.models.cache import KVCache
-
-_LOGITS = {"none": 0, "last": 1, "all": 2}
+_NONE = np.zeros(0, np.int32)
 
 
 def matrix(tensor: SplitTensor) -> _native.Matrix:
@@ -59,7 +56,7 @@ class NativeStep:
         program: the operators.
         weights: split matrices and float32 vectors by name; kept alive and read in place.
         cache: the KV cache that the step reads and appends to.
-        max_tokens: most tokens of one :meth:`run`.
+        max_tokens: most rows of one :meth:`run`.
         threads: team size, by default one thread per available processor.
         isa: kernels to use, by default ``SPEQ_ISA`` or the best this machine can run.
 
@@ -71,7 +68,7 @@ class NativeStep:
         self,
         program: StepProgram,
         weights: Weights,
-        cache: KVCache,
+        cache: Cache,
         max_tokens: int,
         *,
         threads: int | None = None,
@@ -98,6 +95,8 @@ class NativeStep:
         self._vectors: dict[str, NDArray[np.float32]] = {}
         self._buffers = {name: self._step.add_buffer(width) for name, width in program.buffers.items()}
         self._matrices: dict[str, int] = {}
+        self._taps: dict[str, int] = {}
+        self._last = Rows(_NONE, ())
         self._ends: list[int] = []  # of the native operators that each operator of the program became
         for op in program.ops:
             self._add(op)
@@ -112,27 +111,47 @@ class NativeStep:
     def threads(self) -> int:
         return self._step.threads
 
-    def run(
-        self, tokens: NDArray[np.int32], start: int, *, draft: bool = False, logits: Logits = "last"
-    ) -> NDArray[np.float32]:
-        """Run ``tokens`` int32 ``[m]`` at positions ``start..start + m - 1``.
+    def run(self, rows: Rows) -> None:
+        """See :meth:`speq.kernels.step.Step.run`."""
+        self._run(rows, 0, self._step.operators)
 
-        Returns:
-            float32 ``[rows, vocab]`` with 0, 1 or m rows; a view that the next call overwrites.
+    def logits(self) -> NDArray[np.float32]:
+        """Of the rows that the last pass wanted, float32 ``[wanted, vocab]``: a view that the next pass overwrites."""
+        return self._step.logits(len(self._last.wanted))
 
-        Raises:
-            ValueError: a token outside the vocabulary, or positions beyond the cache.
-        """
-        return self._step.run(np.ascontiguousarray(tokens, dtype=np.int32), start, draft, _LOGITS[logits])
+    def drawn(self) -> list[tuple[int, float]]:
+        """(token, confidence) of each draw of the last pass; token -1 where a logit is not finite."""
+        return self._step.drawn()
 
-    def run_one(self, op: int, tokens: NDArray[np.int32]) -> None:
-        """Run only operator ``op`` of the program, exactly, on ``tokens`` at positions 0, 1, ...
+    def tapped(self, name: str) -> NDArray[np.float32]:
+        """What passed a tap that the last pass asked for, float32 ``[rows, width]``: a view."""
+        if name not in self._last.taps:
+            raise ValueError(f"the last pass did not ask for the tap {name!r}")
+        return self._step.tapped(self._taps[name])[: len(self._last.tokens)]
+
+    def run_one(self, op: int, rows: Rows) -> None:
+        """Run only operator ``op`` of the program.
 
         What it reads and writes is in the buffers before and after. For those who look inside a model.
         """
-        begin = self._ends[op - 1] if op else 0
-        tokens = np.ascontiguousarray(tokens, dtype=np.int32)
-        self._step.run(tokens, 0, False, _LOGITS["none"], begin, self._ends[op])
+        self._run(rows, self._ends[op - 1] if op else 0, self._ends[op])
+
+    def _run(self, rows: Rows, first: int, last: int) -> None:
+        unknown = [name for name in rows.taps if name not in self._taps]
+        if unknown:
+            raise ValueError(f"there is no tap {unknown[0]!r}")
+        parents = _NONE
+        if any(span.parents is not None for span in rows.spans):
+            parents = np.concatenate([_parents(span.parents, span.count) for span in rows.spans])
+        spans = np.array([(span.start, span.count) for span in rows.spans], np.int32).reshape(-1, 2)
+        pages = np.array([page for span in rows.spans for page in span.pages], np.int32)
+        taps = [self._taps[name] for name in rows.taps]
+        tokens, wanted = np.ascontiguousarray(rows.tokens, np.int32), np.ascontiguousarray(rows.wanted, np.int32)
+        self._last = Rows(_NONE, ())
+        self._step.run(
+            tokens, spans, pages, parents, wanted, rows.draft, list(rows.draws), rows.confidences, taps, first, last
+        )
+        self._last = rows
 
     def buffer(self, name: str) -> NDArray[np.float32]:
         """A buffer of the program in place, float32 ``[max_tokens, width]``."""
@@ -186,3 +205,16 @@ class NativeStep:
             step.attention(buffers[op.qkv], buffers[op.out], *shape, op.scale, op.window or 0, *norms)
         elif isinstance(op, Head):
             step.head(buffers[op.x], self._norm(op.norm), self._matrix(op.weight))
+        elif isinstance(op, Sample):
+            step.sample()
+        elif isinstance(op, Tap):
+            self._taps[op.name] = step.tap(buffers[op.x])
+
+
+def _parents(parents: Sequence[int] | None, count: int) -> NDArray[np.int32]:
+    """As the native step takes them: in a chain every row follows the one before it."""
+    if parents is None:
+        return np.arange(-1, count - 1, dtype=np.int32)
+    if len(parents) != count:
+        raise ValueError("every row needs a parent")
+    return np.asarray(parents, np.int32)

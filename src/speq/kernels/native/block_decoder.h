@@ -2,6 +2,8 @@
 // of sixteen columns each. bits = sign << 15 | (T[c] + r): T is looked up by code, sign included, as two byte tables of
 // 16 entries.
 #pragma once
+#include <type_traits>
+
 #include "simd.h"
 
 #if SPEQ_AVX512
@@ -57,7 +59,7 @@ class TableStrip {
 
     SPEQ_INLINE int group(int block) const { return F::halves ? 2 * block : block >> group_shift_; }
 
-    TableMaker<F> maker_;
+    std::conditional_t<F::is_draft, DraftTableMaker<F>, TableMaker<F>> maker_;
     const uint16_t* scales_ = nullptr;
     int group_shift_, first_wide_ = 0;
     Table tables_[kAhead ? kPerBlock * kBlocks : 1][Wides];

@@ -58,6 +58,10 @@ class TableMaker {
     Table constant_{};
 };
 
+// This set drafts with 8-bit activations.
+template <class F>
+class DraftTableMaker;
+
 // 32 weights, whose codes, low and high residual bytes stand in one byte each, to two pairs.
 template <class F, int First, class Emit>
 SPEQ_INLINE void decode_half(__m256i codes, __m256i low, __m256i high, const Table& t, Emit&& emit) {

@@ -75,6 +75,50 @@ class TableMaker {
     Table constant_[kWides] = {};
 };
 
+// The bytes of 16-bit entries by code, those of two rows in each vector, to the tables of both.
+SPEQ_INLINE Table spread_codes(__m512i entries) {
+    const __m512i bytes = _mm512_shuffle_epi8(
+        entries, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)));
+    return {_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 0, 2, 4, 6, 4, 6), bytes),
+            _mm512_permutexvar_epi64(_mm512_setr_epi64(1, 3, 1, 3, 5, 7, 5, 7), bytes)};
+}
+
+#if SPEQ_AVX512BF16
+
+template <class F>
+class DraftTableMaker {
+  public:
+    SPEQ_INLINE explicit DraftTableMaker(const SplitWeight& w)
+        : levels_(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
+                                    _mm_load_si128(reinterpret_cast<const __m128i*>(w.levels)))),
+                                _mm512_set1_ps(1.0f / 64))) {}
+    SPEQ_INLINE void make(const uint16_t* scales, Table (&out)[kWides]) const {
+        const __m512i four = four_scales(scales);
+        unroll<kWides>([&](auto i) SPEQ_LAMBDA {
+            const __m512 first = _mm512_mul_ps(levels_, scale<2 * i>(four));
+            const __m512 second = _mm512_mul_ps(levels_, scale<2 * i + 1>(four));
+            out[i] = spread_codes((__m512i)_mm512_cvtne2ps_pbh(second, first));
+        });
+    }
+
+  private:
+    // The scale of one of four rows in all lanes.
+    template <int Row>
+    static SPEQ_INLINE __m512 scale(__m512i four) {
+        constexpr int pick = static_cast<int>((2u * Row + 1) << 24 | (2u * Row) << 16 | 0x8080u);
+        return _mm512_castsi512_ps(_mm512_shuffle_epi8(four, _mm512_set1_epi32(pick)));
+    }
+
+    __m512 levels_;
+};
+
+#else
+
+template <class F>
+class DraftTableMaker;
+
+#endif
+
 // Column l of a row's eight lanes in the lower 16 bits, column l + 8 in the upper.
 SPEQ_INLINE Pair<DType::bf16>::Weights bf16_pair(__m512i weights) {
 #if SPEQ_AVX512BF16
@@ -92,8 +136,11 @@ SPEQ_INLINE FloatPair fp16_pair(__m512i weights) {
 template <class F, int First, class Emit>
 SPEQ_INLINE void decode_half(__m512i codes, __m512i low, __m512i high, const Table& t, Emit&& emit) {
     const __m512i t_low = _mm512_shuffle_epi8(t.low, codes), t_high = _mm512_shuffle_epi8(t.high, codes);
-    __m512i a = _mm512_add_epi16(_mm512_unpacklo_epi8(t_low, t_high), _mm512_unpacklo_epi8(low, high));
-    __m512i b = _mm512_add_epi16(_mm512_unpackhi_epi8(t_low, t_high), _mm512_unpackhi_epi8(low, high));
+    __m512i a = _mm512_unpacklo_epi8(t_low, t_high), b = _mm512_unpackhi_epi8(t_low, t_high);
+    if constexpr (!F::is_draft) {
+        a = _mm512_add_epi16(a, _mm512_unpacklo_epi8(low, high));
+        b = _mm512_add_epi16(b, _mm512_unpackhi_epi8(low, high));
+    }
     if constexpr (F::dtype == DType::bf16) {
         emit(Index<First + 0>{}, bf16_pair(a));
         emit(Index<First + 1>{}, bf16_pair(b));
@@ -112,6 +159,12 @@ SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row
                               const Table& second, Emit&& emit) {
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i c = _mm512_loadu_si512(codes + 32 * row);
+    if constexpr (F::is_draft) {
+        const __m512i none = _mm512_setzero_si512();
+        decode_half<F, 0>(_mm512_and_si512(c, nibble), none, none, first, emit);
+        decode_half<F, 2>(_mm512_and_si512(_mm512_srli_epi16(c, 4), nibble), none, none, second, emit);
+        return;
+    }
     __m512i high0, high1;
     if constexpr (F::residual_bits == 12) {
         const __m512i h = _mm512_loadu_si512(tile + 256 + 32 * row);

@@ -1,5 +1,9 @@
 // The block decoder in plain C++: what the others are compared with.
 #pragma once
+#include <bit>
+#include <cmath>
+#include <limits>
+
 #include "format.h"
 #include "pair.h"
 #include "split.h"
@@ -37,6 +41,25 @@ class TableMaker {
     Table constant_{};
 };
 
+template <class F>
+class DraftTableMaker {
+  public:
+    explicit DraftTableMaker(const SplitWeight& w) : levels_(w.levels) {}
+    template <int Rows>
+    void make(const uint16_t* scales, Table (&out)[Rows]) const {
+        for (int r = 0; r < Rows; ++r)
+            for (int c = 0; c < 16; ++c) {
+                const float value = levels_[c] / 64.0f * bf16_to_float(scales[r]);
+                const bool is_subnormal = std::abs(value) < std::numeric_limits<float>::min();
+                out[r].bits[c] =
+                    static_cast<uint16_t>(std::bit_cast<uint32_t>(is_subnormal ? 0 * value : nearest_bf16(value)) >> 16);
+            }
+    }
+
+  private:
+    const int8_t* levels_;
+};
+
 // Column within its half of the block whose code stands in byte b of the draft plane; see docs/formats.md.
 template <DType D>
 constexpr int column_of_byte(int b) {
@@ -54,6 +77,10 @@ SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row
         for (int lane = 0; lane < 2; ++lane)
             for (int i = 0; i < 16; ++i) {
                 const int b = 16 * lane + i;
+                if constexpr (F::is_draft) {
+                    bits[b] = 0;
+                    continue;
+                }
                 int high;
                 if constexpr (F::residual_bits == 12)
                     high = tile[256 + 32 * row + b] >> (4 * half) & 15;

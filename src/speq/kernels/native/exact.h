@@ -22,4 +22,11 @@ void exact_rows(const SplitWeight& w, const Activations& x, int begin, int end, 
     FewTokens<F>(w, x).run(begin, end, y);
 }
 
+// The draft of up to kFewTokens tokens, as they are prepared for the exact product.
+template <class F>
+void draft_few(const SplitWeight& w, const Activations& x, int begin, int end, float* y, float*) {
+    const FlushSubnormals flush;
+    FewTokens<Format<DType::bf16, 0, true, F::halves>>(w, x).run(begin, end, y);
+}
+
 }  // namespace speq::SPEQ_ISA

@@ -47,11 +47,25 @@ constexpr int kAttentionTokens = 16;  // at most, in one AttentionChunk
 constexpr int kStateHeader = 8;
 constexpr int attention_state(int head_dim) { return kStateHeader + (head_dim + 7) / 8 * 8; }
 
-// Scratch for one chunk of keys as float32 and for the weights of `rows` queries, in floats.
+// Rows that a tree may have, at most.
+constexpr int kTreeRows = 64;
+
+// Scratch for one chunk of keys as float32, for the weights of `rows` queries and for their scores with the rows of a
+// tree, in floats.
 constexpr size_t attention_keys(int head_dim) { return static_cast<size_t>(head_dim) * 32; }
 constexpr size_t attention_scratch(int rows, int head_dim) {
-    return attention_keys(head_dim) + static_cast<size_t>(rows) * kAttentionChunk;
+    return attention_keys(head_dim) + static_cast<size_t>(rows) * (kAttentionChunk + kTreeRows);
 }
+
+// The rows of a tree, whose keys and values stand by row and not by position. Depth d has position start + d.
+struct AttentionTree {
+    const uint16_t *keys, *values;  // FP16 [count, head_dim]
+    int count;                      // rows
+    int start;                      // position of depth 0, relative to the chunk
+    const int32_t* paths;           // of token t, the row at depth d of the path to it at paths[t * path_stride + d]
+    int path_stride;
+    const int32_t* depths;  // of each token
+};
 
 // The queries of a few tokens that share a kv head, and a chunk of its keys and values. A row is a token's head:
 // row = token * heads + head.
@@ -60,15 +74,16 @@ struct AttentionChunk {
     size_t query_stride;
     int tokens, heads, head_dim;
     const uint16_t *keys, *values;  // FP16 [count, head_dim]
-    int count;                      // positions of the chunk that are in the cache
-    int position;                   // of token 0, relative to the chunk
+    int count;                      // positions of the chunk that stand at `keys` and `values`
+    int position;                   // of token 0 of a chain, relative to the chunk
     int window;                     // how many positions up to its own a token attends to; 0: all
     float scale;
     float* scratch;       // as attention_scratch() says
     float* states;        // [tokens][heads][attention_state(head_dim)] out; rows without a position here are left alone
     size_t state_stride;  // from token to token
+    const AttentionTree* tree = nullptr;  // of tokens that are no chain
 
-    int last(int token) const { return position + token; }
+    int last(int token) const { return tree ? tree->start + tree->depths[token] : position + token; }
     int first(int token) const { return window > 0 ? last(token) - window + 1 : std::numeric_limits<int>::min(); }
     const float* query(int row) const { return queries + row / heads * query_stride + row % heads * head_dim; }
     float* state(int row) const {
@@ -102,6 +117,9 @@ struct Kernels {
     // Those of up to kFewTokens tokens, `stride` floats apart, in at most as many floats as kFewTokens rows have.
     PrepareFew (*prepare_few)(const SplitWeight&);
     DraftRows (*draft_rows)(const SplitWeight&);
+    // The draft of up to kFewTokens tokens with the activations of the exact product; null where there is none.
+    ExactRows (*draft_few)(const SplitWeight&);
+    bool drafts_few;  // whether this set drafts with draft_few, where there is one, and not with draft_rows
     Quantise (*quantise)(const SplitWeight&);
     DecodeRow (*decode_row)(const SplitWeight&);
 

@@ -62,6 +62,15 @@ inline Kernels make_kernels(const char* name) {
         .draft_rows = [](const SplitWeight& w) -> Kernels::DraftRows {
             return with_format(w, []<class F>(F) -> Kernels::DraftRows { return draft_rows<F>; });
         },
+        .draft_few = []([[maybe_unused]] const SplitWeight& w) -> Kernels::ExactRows {
+#if SPEQ_AVX512BF16 || !SPEQ_AVX2
+            if (w.dtype == DType::bf16)
+                return w.group_size == 32 ? draft_few<Format<DType::bf16, 10, true, true>>
+                                          : draft_few<Format<DType::bf16, 10, true, false>>;
+#endif
+            return nullptr;
+        },
+        .drafts_few = SPEQ_AVX512BF16,
         .quantise = [](const SplitWeight& w) -> Kernels::Quantise {
             return with_format(w, []<class F>(F) -> Kernels::Quantise { return quantise_row<F>; });
         },

@@ -34,21 +34,23 @@ inline void gather_token(const float* y, int begin, int end, int token, int toke
 
 class ProductInput {
   public:
-    // Tokens first..first+count-1 of `x`.
-    ProductInput(Step& step, const Pass& pass, int member, Buffer& x, Norm norm, int first, int count)
+    // All rows of `x`, or those that `rows` lists.
+    ProductInput(Step& step, const Pass& pass, int member, Buffer& x, Norm norm,
+                 const std::vector<int32_t>* rows = nullptr)
         : step_(step),
           scratch_(step.scratch(member)),
           x_(x),
           norm_(norm),
-          first_(first),
-          count_(count),
-          draft_(pass.draft) {}
+          listed_(rows),
+          count_(rows ? static_cast<int>(rows->size()) : pass.count()),
+          draft_(pass.is_draft()) {}
 
     int count() const { return count_; }
 
     // out[row_block - begin][token][4]; only inside a task.
     void multiply(const Matrix& m, int begin, int end, float* out) {
         if (!draft_) return m.exact_rows(m.weight, prepared(m), begin, end, out, scratch_.strip.get());
+        if (m.draft_few) return draft_few(m, begin, end, out);
         const float* rows = normalised();
         for (int t = 0; t < count_; ++t) {
             const DraftRow row{scratch_.quantised.get(), scratch_.quantised_scales.get(),
@@ -68,15 +70,32 @@ class ProductInput {
     }
 
   private:
+    void draft_few(const Matrix& m, int begin, int end, float* out) {
+        for (int first = 0; first < count_; first += kFewTokens) {
+            const int tokens = std::min(kFewTokens, count_ - first);
+            if (prepared_for_ != m.prepare_few || prepared_first_ != first) {
+                m.prepare_few(normalised() + offset(first), x_.stride, tokens, x_.stride, scratch_.rows.get());
+                prepared_for_ = m.prepare_few;
+                prepared_first_ = first;
+            }
+            const Activations x{scratch_.rows.get(), static_cast<size_t>(x_.stride), tokens};
+            if (tokens == count_) return m.draft_few(m.weight, x, begin, end, out, scratch_.strip.get());
+            float drafted[kFewTokensChunk * kFewTokens * kRowsPerBlock];
+            m.draft_few(m.weight, x, begin, end, drafted, scratch_.strip.get());
+            for (int rb = 0; rb < end - begin; ++rb)
+                std::copy_n(drafted + static_cast<size_t>(rb) * tokens * kRowsPerBlock, tokens * kRowsPerBlock,
+                            out + (static_cast<size_t>(rb) * count_ + first) * kRowsPerBlock);
+        }
+    }
+
     size_t offset(int token) const { return static_cast<size_t>(token) * x_.stride; }
 
     const float* normalised() {
         if (rows_) return rows_;
-        rows_ = x_.row(first_);
-        if (!norm_.weight) return rows_;
-        if (count_ > kFewTokens) return rows_ = step_.shared_input() + offset(first_);
+        if (!norm_.weight && !listed_) return rows_ = x_.row(0);
+        if (count_ > kFewTokens) return rows_ = step_.shared_input();
         for (int t = 0; t < count_; ++t)
-            step_.kernels().rms_norm(x_.row(first_ + t), norm_.weight, x_.width, x_.stride, norm_.eps,
+            step_.kernels().rms_norm(x_.row(listed_ ? (*listed_)[t] : t), norm_.weight, x_.width, x_.stride, norm_.eps,
                                      scratch_.input.get() + offset(t));
         return rows_ = scratch_.input.get();
     }
@@ -85,7 +104,7 @@ class ProductInput {
     Activations prepared(const Matrix& m) {
         const size_t stride = static_cast<size_t>(x_.stride);
         if (count_ > kFewTokens) {
-            const float* rows = m.prepare_row ? step_.shared_input() + offset(first_) : normalised();
+            const float* rows = m.prepare_row ? step_.shared_input() : normalised();
             return {rows, stride, count_};
         }
         if (prepared_for_ != m.prepare_few) {
@@ -99,10 +118,12 @@ class ProductInput {
     Scratch& scratch_;
     Buffer& x_;
     Norm norm_;
-    int first_, count_;
+    const std::vector<int32_t>* listed_;
+    int count_;
     bool draft_;
     const float* rows_ = nullptr;
     Kernels::PrepareFew prepared_for_ = nullptr;
+    int prepared_first_ = 0;
     int quantised_token_ = -1;
     Kernels::Quantise quantised_for_ = nullptr;
 };

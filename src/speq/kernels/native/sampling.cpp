@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "sampling.h"
 #include "sampling_noise.h"
 
 namespace nb = nanobind;
@@ -185,33 +186,32 @@ std::pair<int64_t, float> sample(const float* logits, size_t n, float inverse_te
     return {race.winner, confidence};
 }
 
-size_t checked_size(const Row& logits) {
-    if (logits.shape(0) == 0) throw std::invalid_argument("logits are empty");
-    return logits.shape(0);
+}  // namespace
+
+namespace speq {
+
+Drawn draw(const float* logits, size_t n, const Draw& how, bool with_confidence) {
+    const auto [token, confidence] =
+        how.temperature == 0 ? greedy(logits, n, with_confidence)
+                             : sample(logits, n, static_cast<float>(1.0 / how.temperature),
+                                      {how.top_k, how.top_p, static_cast<float>(how.min_p)}, how.seed, how.position);
+    return {static_cast<int32_t>(token), confidence};
 }
 
-}  // namespace
+}  // namespace speq
 
 void bind_sampling(nb::module_& m) {
     m.def(
-        "top1",
-        [](const Row& logits, bool with_confidence) {
-            const size_t n = checked_size(logits);
-            nb::gil_scoped_release released;
-            return greedy(logits.data(), n, with_confidence);
-        },
-        nb::arg("logits"), nb::arg("with_confidence") = true,
-        "First largest of float32 logits and its softmax probability; token -1 if any logit is not finite.");
-    m.def(
-        "sample",
+        "draw",
         [](const Row& logits, double temperature, int64_t top_k, double top_p, double min_p, uint64_t seed,
-           uint64_t position) {
-            const size_t n = checked_size(logits);
+           uint64_t position, bool with_confidence) {
+            if (logits.shape(0) == 0) throw std::invalid_argument("logits are empty");
             nb::gil_scoped_release released;
-            return sample(logits.data(), n, static_cast<float>(1.0 / temperature),
-                          Filters{top_k, top_p, static_cast<float>(min_p)}, seed, position);
+            const Drawn drawn = draw(logits.data(), logits.shape(0), {temperature, top_k, top_p, min_p, seed, position},
+                                     with_confidence);
+            return std::pair(drawn.token, drawn.confidence);
         },
         nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"),
-        nb::arg("seed"), nb::arg("position"),
-        "Seed-exact draw from filtered float32 logits and the winner's share against the runner-up; -1 if not finite.");
+        nb::arg("seed"), nb::arg("position"), nb::arg("with_confidence"),
+        "Draw from float32 logits: (token, confidence), token -1 if any logit is not finite.");
 }

@@ -29,9 +29,16 @@ int Step::add_matrix(const SplitWeight& weight) {
     SplitWeight complete = weight;
     complete.escape_deltas = deltas.get();
     matrices_.push_back({complete, kernels_.exact_rows(weight), kernels_.prepare_row(weight),
-                         kernels_.prepare_few(weight), kernels_.draft_rows(weight), kernels_.quantise(weight),
+                         kernels_.prepare_few(weight), kernels_.draft_rows(weight),
+                         kernels_.drafts_few ? kernels_.draft_few(weight) : nullptr, kernels_.quantise(weight),
                          kernels_.decode_row(weight), std::move(deltas)});
     return static_cast<int>(matrices_.size()) - 1;
+}
+
+int Step::add_tap(int width) {
+    const int stride = (width + kBlock - 1) / kBlock * kBlock;
+    taps_.push_back({width, stride, nullptr});
+    return static_cast<int>(taps_.size()) - 1;
 }
 
 void Step::reserve_attention(int heads, int group, int head_dim) {
@@ -39,6 +46,7 @@ void Step::reserve_attention(int heads, int group, int head_dim) {
     attention_scratch_ =
         std::max(attention_scratch_, attention_scratch(rows, head_dim) + 2 * static_cast<size_t>(rows) * state);
     queries_ = std::max(queries_, static_cast<size_t>(rows) * head_dim);
+    tree_ = std::max(tree_, static_cast<size_t>(kTreeRows) * head_dim);
     attention_token_ = std::max(attention_token_, heads * state);
 }
 
@@ -59,6 +67,8 @@ void Step::bind() {
         s.strip = make_aligned<float>(exact_scratch(max_tokens_));
         s.attention = make_aligned<float>(attention_scratch_);
         s.queries = make_aligned<float>(queries_);
+        s.tree_keys = make_aligned<uint16_t>(tree_);
+        s.tree_values = make_aligned<uint16_t>(tree_);
     }
     shared_input_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * columns);
     cosines_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * half());
@@ -66,44 +76,56 @@ void Step::bind() {
 }
 
 void Step::prepare_rotation(const Pass& pass) {
-    for (int t = 0; t < pass.count; ++t)
+    for (int t = 0; t < pass.count(); ++t)
         for (int i = 0; i < half(); ++i) {
-            const float angle = static_cast<float>(pass.start + t) * inverse_frequencies_[i];
+            const float angle = static_cast<float>(pass.positions[t]) * inverse_frequencies_[i];
             const size_t at = static_cast<size_t>(t) * half() + i;
             cosines_[at] = static_cast<float>(std::cos(static_cast<double>(angle))) * rotary_scale_;
             sines_[at] = static_cast<float>(std::sin(static_cast<double>(angle))) * rotary_scale_;
         }
 }
 
-int Step::run(const Pass& pass) {
-    const int rows = pass.logits == Logits::none ? 0 : pass.logits == Logits::last ? 1 : pass.count;
+// Memory that depends on what the pass is: logits, taps, and the states of chunks that several tasks compute.
+void Step::make_room(const Pass& pass) {
+    const int rows = static_cast<int>(pass.wanted.size());
     if (rows > logits_rows_) {
         logits_ = make_aligned<float>(static_cast<size_t>(rows) * vocab_size_);
         logits_rows_ = rows;
     }
-    const size_t chunks = static_cast<size_t>(pass.start + pass.count - 1) / kAttentionChunk + 1;
-    const size_t states = chunks * pass.count * attention_token_;
-    if (pass.count <= kAttentionTokens && states > attention_states_size_) {
+    drawn_.assign(pass.draws.size(), {});
+    for (size_t i = 0; i < taps_.size(); ++i)
+        if (i < pass.taps.size() && pass.taps[i] && !taps_[i].data)
+            taps_[i].data = make_aligned<float>(static_cast<size_t>(max_tokens_) * taps_[i].stride);
+    size_t states = 0;
+    for (const auto& span : pass.spans)
+        if (span.count <= kAttentionTokens)
+            states += (static_cast<size_t>(span.start + span.deepest) / kAttentionChunk + 1) * span.count;
+    states *= attention_token_;
+    if (states > attention_states_size_) {
         attention_states_size_ = 2 * states;
         attention_states_ = make_aligned<float>(attention_states_size_);
     }
-    prepare_rotation(pass);
+}
+
+void Step::run(std::shared_ptr<const Pass> pass) {
+    make_room(*pass);
+    prepare_rotation(*pass);
     {
         const std::lock_guard lock(pass_mutex_);
-        pass_ = pass;
+        pass_ = std::move(pass);
         pass_run_ = team_.next_run();
     }
     team_.run();
-    return rows;
 }
 
 void Step::work(int member, uint32_t run) {
-    Pass pass;
+    std::shared_ptr<const Pass> shared;
     {
         const std::lock_guard lock(pass_mutex_);
         if (pass_run_ != run) return;  // too late: the run is over and the next one has begun
-        pass = pass_;
+        shared = pass_;
     }
+    const Pass& pass = *shared;
     for (size_t i = pass.first; i < pass.last; ++i) {
         auto& op = operators_[i];
         const int total = op->tasks(*this, pass);

@@ -7,22 +7,10 @@
 
 #include "aligned.h"
 #include "kernels.h"
+#include "pass.h"
 #include "thread_team.h"
 
 namespace speq {
-
-enum class Logits { none, last, all };
-
-// What one call of run() does: `count` tokens from position `start` on, with draft or exact weights, through operators
-// `first` to `last` - 1.
-struct Pass {
-    const int32_t* tokens;
-    int count;
-    int start;
-    bool draft;
-    Logits logits;
-    size_t first, last;
-};
 
 struct Buffer {  // float32 [max_tokens, stride]; columns width..stride-1 are always zero
     int width = 0;
@@ -31,13 +19,19 @@ struct Buffer {  // float32 [max_tokens, stride]; columns width..stride-1 are al
     float* row(int token) { return data.get() + static_cast<size_t>(token) * stride; }
 };
 
-// FP16 [layers, kv_heads, capacity, head_dim], owned by the caller.
+// Keys and values of all sequences, in pages of kAttentionChunk slots: FP16 [pages, layers, kv_heads, kAttentionChunk,
+// head_dim], owned by the caller.
 struct Cache {
     uint16_t* keys = nullptr;
     uint16_t* values = nullptr;
-    int kv_heads = 0, capacity = 0, head_dim = 0;
-    size_t offset(int layer, int kv_head, int position) const {
-        return ((static_cast<size_t>(layer) * kv_heads + kv_head) * capacity + position) * head_dim;
+    int pages = 0, layers = 0, kv_heads = 0, head_dim = 0;
+
+    size_t offset(int page, int layer, int kv_head) const {
+        return ((static_cast<size_t>(page) * layers + layer) * kv_heads + kv_head) * kAttentionChunk * head_dim;
+    }
+    size_t offset(const Span& span, int layer, int kv_head, int slot) const {
+        return offset(span.pages[slot / kAttentionChunk], layer, kv_head) +
+               static_cast<size_t>(slot % kAttentionChunk) * head_dim;
     }
 };
 
@@ -47,6 +41,7 @@ struct Matrix {  // a split weight with the kernels for its format
     Kernels::PrepareRow prepare_row;
     Kernels::PrepareFew prepare_few;
     Kernels::DraftRows draft_rows;
+    Kernels::ExactRows draft_few;  // or null
     Kernels::Quantise quantise;
     Kernels::DecodeRow decode_row;
     Aligned<float> escape_deltas;
@@ -65,7 +60,8 @@ struct Scratch {                // of one thread
     Aligned<int32_t> quantised_offsets;
     Aligned<float> product, product2, strip;
     Aligned<float> attention;
-    Aligned<float> queries;  // of kAttentionTokens tokens and a kv head, rotated
+    Aligned<float> queries;                // of kAttentionTokens tokens and a kv head, rotated
+    Aligned<uint16_t> tree_keys, tree_values;  // of a tree that lies in two pages
 };
 
 class Step;
@@ -109,6 +105,8 @@ class Step {
 
     int add_buffer(int width);
     int add_matrix(const SplitWeight& weight);
+    // A copy of `width` columns of a buffer, made where its operator stands and when a pass asks for it.
+    int add_tap(int width);
     // Makes room for attention of so many heads, `group` of them to a kv head.
     void reserve_attention(int heads, int group, int head_dim);
     void add_operator(std::unique_ptr<Operator> op) {
@@ -119,14 +117,18 @@ class Step {
     // Sizes the scratch memory; call after the last add_*.
     void bind();
 
-    // Runs the pass and returns the number of rows of logits: 0, 1 or pass.count.
-    int run(const Pass& pass);
+    // Runs the pass. Its logits, draws and taps stay until the next one.
+    void run(std::shared_ptr<const Pass> pass);
 
+    // Of the rows that the last pass wanted.
     const float* logits() const { return logits_.get(); }
+    const std::vector<Drawn>& drawn() const { return drawn_; }
+    // float32 [rows of the pass, stride] of a tap that the last pass asked for.
+    Buffer& tap(int index) { return taps_[index]; }
     int vocab_size() const { return vocab_size_; }
+    int taps() const { return static_cast<int>(taps_.size()); }
     size_t operators() const { return operators_.size(); }
     int max_tokens() const { return max_tokens_; }
-    int capacity() const { return cache_.capacity; }
     const char* isa() const { return kernels_.name; }
     int threads() const { return threads_; }
 
@@ -139,12 +141,14 @@ class Step {
     // [chunk][token][head][attention_state(head_dim)] for passes of up to kAttentionTokens tokens
     float* attention_states() { return attention_states_.get(); }
     float* shared_input() { return shared_input_.get(); }
+    std::vector<Drawn>& drawn() { return drawn_; }
     float* logits_row(int row) { return logits_.get() + static_cast<size_t>(row) * vocab_size_; }
     const float* cosines(int token) const { return cosines_.get() + static_cast<size_t>(token) * half(); }
     const float* sines(int token) const { return sines_.get() + static_cast<size_t>(token) * half(); }
     int half() const { return static_cast<int>(inverse_frequencies_.size()); }
 
   private:
+    void make_room(const Pass& pass);
     void prepare_rotation(const Pass& pass);
     void work(int member, uint32_t run);
 
@@ -160,15 +164,18 @@ class Step {
     std::vector<std::unique_ptr<Operator>> operators_;
     std::vector<std::unique_ptr<Stage>> stages_;  // of the operators
     std::vector<Scratch> scratch_;
+    std::vector<Buffer> taps_;
+    std::vector<Drawn> drawn_;
     Aligned<float> shared_input_, cosines_, sines_, logits_, attention_states_;
     int logits_rows_ = 0;
     size_t attention_scratch_ = 0;      // floats, of each thread
     size_t queries_ = 0;                // floats, of each thread
+    size_t tree_ = 0;                   // halves, of each thread
     int attention_token_ = 0;           // floats of one token's states for one chunk
     size_t attention_states_size_ = 0;  // floats; grows with the context
 
     std::mutex pass_mutex_;  // guards the two below, which tell members what the current run is
-    Pass pass_{};
+    std::shared_ptr<const Pass> pass_;
     uint32_t pass_run_ = 0;
     ThreadTeam team_;  // last, so that its threads end before anything they use
 };

@@ -11,7 +11,7 @@ namespace {
 class Embed final : public Operator {
   public:
     Embed(int matrix, int out) : matrix_(matrix), out_(out) {}
-    int tasks(Step&, const Pass& pass) const override { return pass.count; }
+    int tasks(Step&, const Pass& pass) const override { return pass.count(); }
     void run(Step& step, const Pass& pass, Tasks& tasks, int) override {
         const Matrix& table = step.matrix(matrix_);
         tasks.each([&](int t) { table.decode_row(table.weight, pass.tokens[t], step.buffer(out_).row(t)); });
@@ -29,21 +29,21 @@ class MakeReady final : public Operator {
         : x_(x), norm_(norm), prepare_(prepare), for_logits_(for_logits) {}
 
     int tasks(Step&, const Pass& pass) const override {
-        const bool used_as_it_is = !norm_.weight && (pass.draft || !prepare_);
-        const bool wanted = !for_logits_ || pass.logits == Logits::all;  // of one row alone, members make a copy
-        return pass.count > kFewTokens && wanted && !used_as_it_is ? pass.count : 0;
+        const bool used_as_it_is = !norm_.weight && !for_logits_ && (pass.is_draft() || !prepare_);
+        const int rows = for_logits_ ? static_cast<int>(pass.wanted.size()) : pass.count();
+        return rows > kFewTokens && !used_as_it_is ? rows : 0;
     }
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int) override {
         Buffer& x = step.buffer(x_);
         tasks.each([&](int t) {
             float* out = step.shared_input() + static_cast<size_t>(t) * x.stride;
-            const float* row = x.row(t);
+            const float* row = x.row(for_logits_ ? pass.wanted[t] : t);
             if (norm_.weight) {
                 step.kernels().rms_norm(row, norm_.weight, x.width, x.stride, norm_.eps, out);
                 row = out;
             }
-            if (!pass.draft && prepare_) prepare_(row, x.stride, out);
+            if (!pass.is_draft() && prepare_) prepare_(row, x.stride, out);
         });
     }
 
@@ -62,7 +62,7 @@ class Linear final : public Operator {
     int tasks(Step& step, const Pass& pass) const override { return chunks(step, pass).count(); }
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
-        ProductInput input(step, pass, member, step.buffer(x_), norm_, 0, pass.count);
+        ProductInput input(step, pass, member, step.buffer(x_), norm_);
         const Chunks chunks = this->chunks(step, pass);
         tasks.each([&](int task) {
             const int begin = chunks.begin(task), end = chunks.end(task);
@@ -81,7 +81,7 @@ class Linear final : public Operator {
     Chunks chunks(Step& step, const Pass& pass) const {
         int total = 0;
         for (const auto& part : parts_) total += step.matrix(part.matrix).weight.row_blocks();
-        return {total, step.threads(), pass.count};
+        return {total, step.threads(), pass.count()};
     }
 
     void multiply(Step& step, ProductInput& input, const LinearPart& part, const Matrix& m, int begin, int end,
@@ -116,7 +116,7 @@ class GatedLinear final : public Operator {
     int tasks(Step& step, const Pass& pass) const override { return chunks(step, pass).count(); }
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
-        ProductInput input(step, pass, member, step.buffer(x_), norm_, 0, pass.count);
+        ProductInput input(step, pass, member, step.buffer(x_), norm_);
         const Matrix &gate = step.matrix(gate_), &up = step.matrix(up_);
         Scratch& scratch = step.scratch(member);
         const Chunks chunks = this->chunks(step, pass);
@@ -125,10 +125,10 @@ class GatedLinear final : public Operator {
             input.multiply(gate, begin, end, scratch.product.get());
             input.multiply(up, begin, end, scratch.product2.get());
             const int first = begin * kRowsPerBlock, rows = std::min(end * kRowsPerBlock, gate.weight.rows) - first;
-            for (int t = 0; t < pass.count; ++t) {
+            for (int t = 0; t < pass.count(); ++t) {
                 float g[kFewTokensChunk * kRowsPerBlock], u[kFewTokensChunk * kRowsPerBlock];
-                gather_token(scratch.product.get(), begin, end, t, pass.count, g);
-                gather_token(scratch.product2.get(), begin, end, t, pass.count, u);
+                gather_token(scratch.product.get(), begin, end, t, pass.count(), g);
+                gather_token(scratch.product2.get(), begin, end, t, pass.count(), u);
                 step.kernels().swiglu(g, u, rows);
                 std::copy_n(g, rows, step.buffer(out_).row(t) + first);
             }
@@ -137,7 +137,7 @@ class GatedLinear final : public Operator {
 
   private:
     Chunks chunks(Step& step, const Pass& pass) const {
-        return {step.matrix(gate_).weight.row_blocks(), step.threads(), pass.count};
+        return {step.matrix(gate_).weight.row_blocks(), step.threads(), pass.count()};
     }
 
     int x_;
@@ -150,12 +150,11 @@ class Head final : public Operator {
     Head(int x, Norm norm, int matrix) : x_(x), norm_(norm), matrix_(matrix) {}
 
     int tasks(Step& step, const Pass& pass) const override {
-        return pass.logits == Logits::none ? 0 : chunks(step, pass).count();
+        return pass.wanted.empty() ? 0 : chunks(step, pass).count();
     }
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
-        const int count = rows(pass), first = pass.count - count;
-        ProductInput input(step, pass, member, step.buffer(x_), norm_, first, count);
+        ProductInput input(step, pass, member, step.buffer(x_), norm_, &pass.wanted);
         const Matrix& m = step.matrix(matrix_);
         const Chunks chunks = this->chunks(step, pass);
         float* y = step.scratch(member).product.get();
@@ -163,23 +162,48 @@ class Head final : public Operator {
             const int begin = chunks.begin(task), end = chunks.end(task);
             input.multiply(m, begin, end, y);
             const int first = begin * kRowsPerBlock, rows = std::min(end * kRowsPerBlock, m.weight.rows) - first;
-            for (int t = 0; t < count; ++t) {
+            for (int t = 0; t < input.count(); ++t) {
                 float values[kFewTokensChunk * kRowsPerBlock];
-                gather_token(y, begin, end, t, count, values);
+                gather_token(y, begin, end, t, input.count(), values);
                 std::copy_n(values, rows, step.logits_row(t) + first);
             }
         });
     }
 
   private:
-    static int rows(const Pass& pass) { return pass.logits == Logits::last ? 1 : pass.count; }
     Chunks chunks(Step& step, const Pass& pass) const {
-        return {step.matrix(matrix_).weight.row_blocks(), step.threads(), rows(pass)};
+        return {step.matrix(matrix_).weight.row_blocks(), step.threads(), static_cast<int>(pass.wanted.size())};
     }
 
     int x_;
     Norm norm_;
     int matrix_;
+};
+
+class Sample final : public Operator {
+  public:
+    int tasks(Step&, const Pass& pass) const override { return static_cast<int>(pass.draws.size()); }
+    void run(Step& step, const Pass& pass, Tasks& tasks, int) override {
+        tasks.each([&](int i) {
+            step.drawn()[i] = draw(step.logits_row(i), step.vocab_size(), pass.draws[i], pass.confidences);
+        });
+    }
+};
+
+class Tap final : public Operator {
+  public:
+    Tap(int x, int tap) : x_(x), tap_(tap) {}
+
+    int tasks(Step&, const Pass& pass) const override {
+        return static_cast<size_t>(tap_) < pass.taps.size() && pass.taps[tap_] ? pass.count() : 0;
+    }
+    void run(Step& step, const Pass&, Tasks& tasks, int) override {
+        Buffer &x = step.buffer(x_), &out = step.tap(tap_);
+        tasks.each([&](int t) { std::copy_n(x.row(t), x.width, out.row(t)); });
+    }
+
+  private:
+    int x_, tap_;
 };
 
 }  // namespace
@@ -209,6 +233,14 @@ void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out) {
 void add_head(Step& step, int x, Norm norm, int matrix) {
     step.add_operator(std::make_unique<MakeReady>(x, norm, step.matrix(matrix).prepare_row, true));
     step.add_operator(std::make_unique<Head>(x, norm, matrix));
+}
+
+void add_sample(Step& step) { step.add_operator(std::make_unique<Sample>()); }
+
+int add_tap(Step& step, int x) {
+    const int tap = step.add_tap(step.buffer(x).width);
+    step.add_operator(std::make_unique<Tap>(x, tap));
+    return tap;
 }
 
 }  // namespace speq

@@ -24,5 +24,9 @@ void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& par
 void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out);
 void add_attention(Step& step, const AttentionShape& shape);
 void add_head(Step& step, int x, Norm norm, int matrix);
+// Draws from the logits of the head before it.
+void add_sample(Step& step);
+// Returns the number of the tap.
+int add_tap(Step& step, int x);
 
 }  // namespace speq

@@ -4,7 +4,7 @@ The draw for position p is a pure function of (logits, seed, p): the noise comes
 draft pass and a verify pass meet the same noise and a drafted token is right exactly when it equals what plain
 decoding would have drawn. The filters follow the field's usual order: temperature, then top-k, then top-p of what is
 left, then min-p. Each is a threshold, and tokens that tie with the last one kept stay. The definition is
-:mod:`speq.decoding.sampling_reference`.
+:mod:`speq.runtime.sampling_reference`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from speq import _native
 from speq.errors import SpeqError
+from speq.kernels.step import Draw
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +66,13 @@ class Sampling:
             return self
         return replace(self, seed=secrets.randbits(32))
 
+    def draw(self, position: int) -> Draw:
+        """The draw of the token for ``position``; the seed must be set unless greedy."""
+        return Draw(self.temperature, self.top_k, self.top_p, self.min_p, self.seed or 0, position)
+
+
+GREEDY = Sampling()
+
 
 class Choice(NamedTuple):
     """A drawn token and how sure the draw was, in 0..1: a hint for the draft length, of no effect on the tokens.
@@ -88,13 +96,17 @@ def choose(logits: NDArray[np.float32], sampling: Sampling, position: int, *, wi
     Raises:
         SpeqError: a logit is NaN or infinite.
     """
-    if sampling.greedy:
-        token, confidence = _native.top1(logits, with_confidence)
-    else:
-        assert sampling.seed is not None
-        token, confidence = _native.sample(
-            logits, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed, position
-        )
+    assert sampling.greedy or sampling.seed is not None
+    token, confidence = _native.draw(logits, *sampling.draw(position), with_confidence)
+    return checked(token, confidence, position)
+
+
+def checked(token: int, confidence: float, position: int) -> Choice:
+    """What was drawn for ``position``.
+
+    Raises:
+        SpeqError: nothing was, since a logit is NaN or infinite.
+    """
     if token < 0:
         raise SpeqError(
             f"the model's logits at position {position} are not finite: its weights hold NaN or infinity, or overflow; "

@@ -1,13 +1,14 @@
-"""The controller on a virtual clock: near the best fixed length, never much slower than plain decoding, adaptive."""
+"""The policy on a virtual clock: near the best fixed length, never much slower than plain decoding, adaptive."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from speq.decoding import Controller, NoDrafter, Sampling, SelfDrafter, Statistics, generate_tokens
+from speq.decoding import NoDrafter, Policy, Request, SelfDrafter, generate_tokens
 from speq.decoding.acceptance import Acceptance
 from speq.decoding.costs import Costs
+from speq.runtime.sampling import Sampling
 
 STEPPED = (1.0, 1.02, 1.04, 1.06, 1.08, 1.1, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1, 2.2, 2.3, 2.4)
 FLAT = (1.0,)
@@ -17,44 +18,35 @@ STEEP = tuple(1.0 + 0.6 * n for n in range(16))
 GREEDY = Sampling()
 
 
-def seconds(engine, controller, count=600, sampling=GREEDY, draft=True):
+def seconds(engine, policy, count=600, sampling=GREEDY, draft=True):
     """Virtual decoding time of ``count`` tokens."""
-    drafter = SelfDrafter(engine, sampling) if draft else NoDrafter()
-    stats = Statistics()
-    for _ in generate_tokens(
-        engine,
-        [1, 2, 3],
-        sampling=sampling,
-        drafter=drafter,
-        controller=controller,
-        stats=stats,
-        max_new_tokens=count,
-        clock=engine.clock,
-    ):
+    drafter = SelfDrafter() if draft else NoDrafter()
+    request = Request([1, 2, 3], sampling, drafter, policy, max_new_tokens=count)
+    for _ in generate_tokens(engine, request, clock=engine.clock):
         pass
-    return stats.decode_seconds
+    return request.stats.decode_seconds
 
 
 @pytest.mark.parametrize("verify_cost", [FLAT, STEPPED, STEEP], ids=["flat", "stepped", "steep"])
 @pytest.mark.parametrize("noise", [0.05, 0.6])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, seed=1)], ids=["greedy", "sampled"])
 def test_automatic_length_is_near_the_best_fixed_choice(mock_engine, verify_cost, noise, sampling):
-    def time_of(controller, **options):
+    def time_of(policy, **options):
         engine = mock_engine(context_length=2000, noise=noise, verify_cost=verify_cost, draft_cost=0.27)
-        return seconds(engine, controller, 1500, sampling, **options)
+        return seconds(engine, policy, 1500, sampling, **options)
 
-    best = min(time_of(Controller(length)) for length in (1, 2, 5, 15))
-    plain = time_of(Controller(), draft=False)
-    assert time_of(Controller(may_pause=True)) < 1.03 * min(best, plain)
+    best = min(time_of(Policy(length)) for length in (1, 2, 5, 15))
+    plain = time_of(Policy(), draft=False)
+    assert time_of(Policy(may_pause=True)) < 1.03 * min(best, plain)
 
 
 def test_confidence_beats_every_fixed_length(mock_engine):
     """Some positions are certain and some are open, so stopping by confidence must gain."""
 
-    def time_of(controller):
-        return seconds(mock_engine(context_length=2000, noise=0.6, draft_cost=0.27), controller, 1500)
+    def time_of(policy):
+        return seconds(mock_engine(context_length=2000, noise=0.6, draft_cost=0.27), policy, 1500)
 
-    assert time_of(Controller()) < 0.97 * min(time_of(Controller(length)) for length in range(1, 8))
+    assert time_of(Policy()) < 0.97 * min(time_of(Policy(length)) for length in range(1, 8))
 
 
 @pytest.mark.parametrize("length", [None, 1, 7])
@@ -63,48 +55,48 @@ def test_a_useless_draft_costs_next_to_nothing(mock_engine, length, noise):
     def engine():
         return mock_engine(noise=noise, draft_cost=0.5, verify_cost=STEPPED)
 
-    plain = seconds(engine(), Controller(), draft=False)
-    assert seconds(engine(), Controller(length, may_pause=True)) < 1.04 * plain
+    plain = seconds(engine(), Policy(), draft=False)
+    assert seconds(engine(), Policy(length, may_pause=True)) < 1.04 * plain
 
 
 def test_drafting_resumes_when_it_pays_again(mock_engine):
-    controller = Controller(may_pause=True)
-    seconds(mock_engine(noise=100.0), controller, 300)
+    policy = Policy(may_pause=True)
+    seconds(mock_engine(noise=100.0), policy, 300)
     good = mock_engine(context_length=2000, noise=0.05, draft_cost=0.27)
-    assert seconds(good, controller, 1500) < 0.6 * 1500
+    assert seconds(good, policy, 1500) < 0.6 * 1500
 
 
 def test_a_slow_first_step_does_not_mislead(mock_engine):
     """Cold caches make the first plain step ten times as slow; a steep verify cost must still stop the drafting."""
 
     class Cold(mock_engine):
-        def forward(self, tokens, **options):
+        def run(self, batch):
             if len(self.passes) == 1:
                 self.now += 10
-            return super().forward(tokens, **options)
+            return super().run(batch)
 
-    plain = seconds(mock_engine(), Controller(), draft=False)
-    assert seconds(Cold(noise=100.0, draft_cost=0.5), Controller(may_pause=True)) < 10 + 1.05 * plain
+    plain = seconds(mock_engine(), Policy(), draft=False)
+    assert seconds(Cold(noise=100.0, draft_cost=0.5), Policy(may_pause=True)) < 10 + 1.05 * plain
 
 
 @pytest.mark.parametrize("noise", [0.3, 100.0])
 def test_a_busy_machine_does_not_mislead_for_long(mock_engine, noise):
     """Passes take 20 % longer on average, one in twenty three times as long."""
 
-    def time_of(controller, **options):
+    def time_of(policy, **options):
         engines = [mock_engine(context_length=2000, noise=noise, jitter=0.2, salt=salt) for salt in range(3)]
-        return sum(seconds(engine, controller(), 1000, **options) for engine in engines)
+        return sum(seconds(engine, policy(), 1000, **options) for engine in engines)
 
-    best = min(time_of(lambda length=length: Controller(length)) for length in (1, 3, 5, 8))
-    plain = time_of(Controller, draft=False)
-    assert time_of(lambda: Controller(may_pause=True)) < 1.06 * min(best, plain)
+    best = min(time_of(lambda length=length: Policy(length)) for length in (1, 3, 5, 8))
+    plain = time_of(Policy, draft=False)
+    assert time_of(lambda: Policy(may_pause=True)) < 1.06 * min(best, plain)
 
 
 def test_fixed_length_is_kept():
-    controller = Controller(5)
-    assert controller.plan(100) == 5
-    assert controller.plan(3) == 3
-    assert controller.more([0.0001])
+    policy = Policy(5)
+    assert policy.plan(100) == 5
+    assert policy.plan(3) == 3
+    assert policy.more([0.0001])
 
 
 def test_costs_follow_measurements():

@@ -10,6 +10,10 @@ there is no threshold to tune.
 pauses, with one round tried in between pauses that double, from 8 steps (more if a round loses much) up to 256. So a
 draft that never pays costs next to nothing.
 
+*With others.* Seconds are a sequence's share of the passes it took part in, and what is measured among few sequences
+says nothing about many: costs and rates are kept apart for 1, 2, 3 to 4, 5 to 8 ... sequences at a time. When they
+fill a pass by themselves, a longer verify pass costs as much as it yields, and drafting ends.
+
 None of this changes a token: only the time differs.
 """
 
@@ -20,6 +24,9 @@ from collections.abc import Sequence
 from speq.decoding.acceptance import Acceptance
 from speq.decoding.costs import Costs
 
+LONGEST_DRAFT = 16
+"""Most tokens that a caller may ask for in each round."""
+
 MAX_DRAFT = 15  # a verify pass of 16 tokens is the widest that the kernels treat as one
 
 _KEEP = 0.93  # weight of older rounds in the rate
@@ -29,8 +36,18 @@ _PATIENCE = 1.5  # rounds of evidence before drafting may pause
 _LOSS_SHARE = 0.03  # of a plain step: what a pause may lose per step for the round tried after it
 
 
-class Controller:
-    """Plans rounds and learns from them; one controller may serve many generations.
+class _Experience:
+    """What was measured while about so many sequences shared the passes."""
+
+    def __init__(self) -> None:
+        self.costs = Costs()
+        self.tokens = self.seconds = self.weight = 0.0  # of rounds with a draft, older ones forgotten
+        self.pause, self.pause_left, self.on_trial = _FIRST_PAUSE, 0, False
+        self.gap, self.since_plain = _FIRST_GAP, _FIRST_GAP
+
+
+class Policy:
+    """Plans the rounds of a sequence and learns from them; one policy may serve many generations in turn.
 
     Args:
         length: draft exactly this many tokens each round; ``None`` decides by confidence and cost.
@@ -40,20 +57,23 @@ class Controller:
     def __init__(self, length: int | None = None, *, may_pause: bool = False) -> None:
         self._length = length
         self._may_pause = may_pause
-        self._costs = Costs()
         self._acceptance = Acceptance()
-        self._tokens = self._seconds = self._weight = 0.0
-        self._pause, self._pause_left, self._on_trial = _FIRST_PAUSE, 0, False
-        self._gap, self._since_plain = _FIRST_GAP, _FIRST_GAP
+        self._experiences: dict[int, _Experience] = {}
+        self._now = self._among(1)
 
-    def plan(self, limit: int) -> int:
-        """The most tokens to draft in the next round, at most ``limit``; 0 is a plain step."""
+    def plan(self, limit: int, load: int = 1) -> int:
+        """The most tokens to draft in the next round, at most ``limit``; 0 is a plain step.
+
+        Args:
+            load: sequences that share the passes, this one among them.
+        """
+        self._now = now = self._among(load)
         if self._may_pause and limit:
-            if self._pause_left:
-                self._pause_left -= 1
+            if now.pause_left:
+                now.pause_left -= 1
                 return 0
-            if self._since_plain >= self._gap:
-                self._gap = min(2 * self._gap, _LONGEST_GAP)
+            if now.since_plain >= now.gap:
+                now.gap = min(2 * now.gap, _LONGEST_GAP)
                 return 0
         return min(limit, MAX_DRAFT if self._length is None else self._length)
 
@@ -64,39 +84,43 @@ class Controller:
         expected = self._acceptance.mean
         for confidence in confidences:
             expected *= self._acceptance.probability(confidence)
-        drafted = len(confidences)
-        seconds = self._costs.draft + self._costs.verify(drafted + 2) - self._costs.verify(drafted + 1)
+        drafted, costs = len(confidences), self._now.costs
+        seconds = costs.draft + costs.verify(drafted + 2) - costs.verify(drafted + 1)
         return expected > self._rate() * max(seconds, 0.0)
 
     def observe(self, confidences: Sequence[float], accepted: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Learn from a round that drafted ``len(confidences)`` tokens."""
-        drafted = len(confidences)
-        self._costs.observe(drafted, draft_seconds, verify_seconds)
+        """Learn from the round that was planned last, which drafted ``len(confidences)`` tokens."""
+        drafted, now = len(confidences), self._now
+        now.costs.observe(drafted, draft_seconds, verify_seconds)
         self._acceptance.observe(confidences, accepted)
         if not drafted:
-            self._since_plain = 0
+            now.since_plain = 0
             return
-        self._since_plain += 1
-        self._tokens = self._tokens * _KEEP + accepted + 1
-        self._seconds = self._seconds * _KEEP + drafted * self._costs.draft + self._costs.verify(drafted + 1)
-        self._weight = self._weight * _KEEP + 1
+        now.since_plain += 1
+        now.tokens = now.tokens * _KEEP + accepted + 1
+        now.seconds = now.seconds * _KEEP + drafted * now.costs.draft + now.costs.verify(drafted + 1)
+        now.weight = now.weight * _KEEP + 1
         if self._may_pause:
-            self._decide()
+            self._decide(now)
+
+    def _among(self, load: int) -> _Experience:
+        return self._experiences.setdefault((load - 1).bit_length(), _Experience())
 
     def _rate(self) -> float:
         """Tokens per second that the next token has to beat."""
-        plain = 1 / max(self._costs.verify(1), 1e-9)
-        return max(plain, self._tokens / self._seconds) if self._seconds > 0 else plain
+        now = self._now
+        plain = 1 / max(now.costs.verify(1), 1e-9)
+        return max(plain, now.tokens / now.seconds) if now.seconds > 0 else plain
 
-    def _decide(self) -> None:
+    def _decide(self, now: _Experience) -> None:
         """Pause if rounds with a draft are slower than plain steps, each time for at least twice as long."""
-        plain = max(self._costs.verify(1), 1e-9)
-        lost = self._seconds - self._tokens * plain
+        plain = max(now.costs.verify(1), 1e-9)
+        lost = now.seconds - now.tokens * plain
         if lost < 0:
-            self._pause, self._on_trial = _FIRST_PAUSE, False
-        elif self._on_trial or self._weight >= _PATIENCE:
-            affordable = int(lost / self._weight / (_LOSS_SHARE * plain))
-            self._pause_left = max(self._pause, min(affordable, _LONGEST_PAUSE))
-            self._pause, self._on_trial = min(2 * self._pause_left, _LONGEST_PAUSE), True
+            now.pause, now.on_trial = _FIRST_PAUSE, False
+        elif now.on_trial or now.weight >= _PATIENCE:
+            affordable = int(lost / now.weight / (_LOSS_SHARE * plain))
+            now.pause_left = max(now.pause, min(affordable, _LONGEST_PAUSE))
+            now.pause, now.on_trial = min(2 * now.pause_left, _LONGEST_PAUSE), True
             # Most of the evidence is dropped, so that one good round after the pause can change the verdict.
-            self._tokens, self._seconds, self._weight = self._tokens / 4, self._seconds / 4, self._weight / 4
+            now.tokens, now.seconds, now.weight = now.tokens / 4, now.seconds / 4, now.weight / 4

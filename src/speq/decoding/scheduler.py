@@ -1,0 +1,167 @@
+"""The scheduler: it runs one pass for what all sequences ask for at one level. One sequence is the trivial case.
+
+Drafts go first: a sequence that has proposed waits until the others have, so that all proposals are verified in one
+exact pass. That wait is short, as drafts are. Prompts are fed in pieces beside the others' verification. Nothing of
+this changes a token: a row's bits do not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from speq.decoding.costs import PassCosts
+from speq.decoding.sequence import PREFILL_CHUNK, Pass, Request, Sequence
+from speq.errors import SpeqError
+from speq.runtime.batch import Batch, Level, Limits, Output, Span
+from speq.runtime.kv import KVPool
+
+SHARED_CHUNK = 64
+"""Tokens of a prompt that are fed at a time while other sequences wait for their next token."""
+
+
+class Engine(Protocol):
+    """What decoding needs of a model; :class:`speq.runtime.engine.Engine` is one."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def kv(self) -> KVPool: ...
+    def run(self, batch: Batch) -> Output: ...
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a step gave one sequence: new tokens, or the error that ended it."""
+
+    sequence: Sequence
+    tokens: list[int]
+    error: SpeqError | None = None
+
+
+class Scheduler:
+    """Runs requests on an engine.
+
+    Args:
+        engine: what computes.
+        clock: seconds.
+    """
+
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._engine, self._clock = engine, clock
+        self._waiting: deque[Sequence] = deque()  # those there was no room for yet
+        self._running: deque[Sequence] = deque()  # who has waited longest for a pass stands first
+        self._costs = {level: PassCosts() for level in engine.levels}
+
+    @property
+    def running(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._running) + len(self._waiting)
+
+    def add(self, request: Request) -> Sequence:
+        """Take a request on. It begins when fewer sequences run than there is room for in the cache.
+
+        Raises:
+            SpeqError: the prompt is empty, does not fit the context, or holds an id outside the vocabulary.
+        """
+        request.check(self._engine.vocab_size, self._engine.limits.context)
+        sequence = Sequence(request, self._engine.kv, self._engine.limits.context)
+        self._waiting.append(sequence)
+        return sequence
+
+    def remove(self, sequence: Sequence) -> None:
+        """End a sequence, wherever it is, and give its pages back."""
+        for line in (self._waiting, self._running):
+            if sequence in line:
+                line.remove(sequence)
+        if not sequence.ended:
+            sequence.close()
+
+    def step(self) -> list[Chunk]:
+        """Run one pass; returns what it gave the sequences that got tokens or ended with an error."""
+        while self._waiting and len(self._running) < self._engine.limits.sequences:
+            self._waiting[0].begin()
+            self._running.append(self._waiting.popleft())
+        if not self._running:
+            return []
+        started = self._clock()
+        level, chosen = self._choose()
+        load = sum(not sequence.in_prefill for sequence in self._running) or 1
+        output = self._engine.run(Batch([self._span(sequence) for sequence in chosen], level))
+        seconds = self._clock() - started
+        shares = self._shares(level, chosen, seconds)
+        chunks = []
+        for index, (sequence, share) in enumerate(zip(chosen, shares, strict=True)):
+            sequence.load = load
+            sequence.chunk = PREFILL_CHUNK if len(self._running) == 1 else SHARED_CHUNK
+            chunks.append(self._advance(sequence, output, index, level, share))
+        elapsed = self._clock() - started
+        for sequence in {*self._running, *chosen}:
+            self._count(sequence, level, elapsed, seconds if sequence in chosen else 0.0)
+        return [chunk for chunk in chunks if chunk.tokens or chunk.error]
+
+    def _choose(self) -> tuple[Level, list[Sequence]]:
+        """The level of the next pass and who takes part."""
+        asks = [(sequence, sequence.ask) for sequence in self._running if sequence.ask]
+        level: Level = next((each for each in self._engine.levels if any(ask.level == each for _, ask in asks)), "exact")
+        waiting = [(sequence, ask) for sequence, ask in asks if ask.level == level]
+        waiting.sort(key=lambda pair: pair[0].in_prefill)
+        chosen: list[Sequence] = []
+        rows = 0
+        for sequence, ask in waiting:
+            if rows + len(ask.tokens) <= self._engine.limits.rows:
+                chosen.append(sequence)
+                rows += len(ask.tokens)
+        for sequence in chosen:
+            self._running.remove(sequence)
+            self._running.append(sequence)
+        return level, chosen
+
+    def _span(self, sequence: Sequence) -> Span:
+        ask = sequence.ask
+        assert ask is not None
+        return Span(
+            sequence.kv, ask.tokens, ask.parents, ask.wanted, sequence.request.sampling, confidences=ask.confidences
+        )
+
+    def _shares(self, level: Level, chosen: list[Sequence], seconds: float) -> list[float]:
+        """What part of a pass's seconds each sequence stands for: what any pass takes in equal parts, the rest by rows."""
+        rows = [len(sequence.ask.tokens) for sequence in chosen if sequence.ask]
+        costs = self._costs[level]
+        costs.observe(sum(rows), seconds)
+        fixed = costs.fixed_part(sum(rows))
+        return [seconds * (fixed / len(rows) + (1 - fixed) * own / sum(rows)) for own in rows]
+
+    def _advance(self, sequence: Sequence, output: Output, index: int, level: Level, seconds: float) -> Chunk:
+        ask = sequence.ask
+        assert ask is not None
+        passed = Pass(level, len(ask.tokens), sequence.kv.length - len(ask.tokens), seconds)
+        try:
+            tokens = sequence.advance(output.drawn(index), passed)
+        except SpeqError as error:
+            self.remove(sequence)
+            return Chunk(sequence, [], error)
+        if sequence.ask is None:
+            self.remove(sequence)
+        return Chunk(sequence, tokens)
+
+    @staticmethod
+    def _count(sequence: Sequence, level: Level, elapsed: float, own: float) -> None:
+        """Count the seconds of a step for a sequence, which took part or waited."""
+        stats = sequence.request.stats
+        if not sequence.decoding:
+            stats.prefill_seconds += elapsed
+            sequence.decoding = not sequence.in_prefill
+            return
+        stats.decode_seconds += elapsed
+        if level == "exact":
+            stats.verify_seconds += own
+        else:
+            stats.draft_seconds += own

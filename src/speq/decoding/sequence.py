@@ -1,0 +1,215 @@
+"""A sequence on its way from prompt to text: a coroutine that asks for passes and notes what they gave.
+
+The last token is never in the cache: it goes into the next pass together with the proposed ones. Token ids do not
+depend on the drafter, the policy or other sequences; only the number of passes does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from speq.decoding.drafters import Ask, Context, Drafter, Drawn
+from speq.decoding.policy import Policy
+from speq.decoding.stats import Statistics
+from speq.decoding.verify import verify
+from speq.errors import SpeqError
+from speq.runtime.kv import KVHandle, KVPool
+from speq.runtime.sampling import Sampling
+
+PREFILL_CHUNK = 256
+"""Tokens of a prompt that are fed at a time while nobody else waits."""
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a sequence: its level, its rows, the slots that were filled before, and its share of the seconds."""
+
+    level: str
+    rows: int
+    context: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did: the passes of its drafter, then one exact pass over the proposal.
+
+    Attributes:
+        context: tokens in the cache before it.
+        passes: of the drafter; empty for a plain step.
+        verify: the exact pass.
+        proposed, accepted: tokens proposed, and how many of them were right.
+    """
+
+    context: int
+    passes: tuple[Pass, ...]
+    verify: Pass
+    proposed: int
+    accepted: int
+
+
+@dataclass
+class Request:
+    """What is asked for.
+
+    Attributes:
+        prompt: token ids, at least one and fewer than the context length.
+        sampling: with a seed, unless greedy.
+        drafter, policy: what proposes, and how much.
+        max_new_tokens: ``None`` goes on to the end of the context.
+        ends: token ids that end the text; the one that does belongs to it.
+        stats: filled in on the way, so that it is right at any time.
+        progress: called with ("prefill", tokens done, tokens in all) during a long prefill.
+        on_prefill, on_round: called with each pass of the prefill and each round.
+    """
+
+    prompt: Tokens[int]
+    sampling: Sampling
+    drafter: Drafter
+    policy: Policy
+    max_new_tokens: int | None = None
+    ends: frozenset[int] = frozenset()
+    stats: Statistics = field(default_factory=Statistics)
+    progress: Progress | None = None
+    on_prefill: Callable[[Pass], None] | None = None
+    on_round: Callable[[Round], None] | None = None
+
+    def check(self, vocab_size: int, context: int) -> None:
+        """Whether a model can take the prompt.
+
+        Raises:
+            SpeqError: it is empty, does not fit the context, or holds an id outside the vocabulary.
+        """
+        if not self.prompt:
+            raise SpeqError("the prompt is empty: give at least one token")
+        for token in self.prompt:
+            if not 0 <= token < vocab_size:
+                raise SpeqError(
+                    f"token id {token} is outside the model's vocabulary: use ids from 0 to {vocab_size - 1}"
+                )
+        if len(self.prompt) >= context:
+            raise SpeqError(
+                f"the prompt has {len(self.prompt)} tokens and the model's context {context}: shorten the prompt"
+            )
+
+
+class Sequence:
+    """A request in the hands of a scheduler.
+
+    Attributes:
+        kv: its part of the cache, once it has begun.
+        tokens: prompt and text so far.
+        ask: the pass it waits for; ``None`` before it has begun and when it has ended.
+        chunk: tokens of the prompt to feed at a time.
+        load: sequences that share passes with it.
+        ended: whether it is closed.
+        in_prefill: whether its prompt is not yet through; ``decoding``, whether that was so before the last step.
+    """
+
+    kv: KVHandle
+
+    def __init__(self, request: Request, pool: KVPool, context: int) -> None:
+        self.request = request
+        self.tokens = list(request.prompt)
+        self.chunk = PREFILL_CHUNK
+        self.load = 1
+        self.in_prefill = True
+        self.decoding = False
+        self._pool, self._context = pool, context
+        self._new: list[int] = []
+        self._passes: list[Pass] = []
+        self._coroutine = self._live()
+        self.ask: Ask | None = None
+        self.ended = False
+
+    def begin(self) -> None:
+        """Take what the cache has of the prompt, and ask for the first pass."""
+        self.kv = self._pool.open(self.tokens)
+        self.ask = next(self._coroutine)
+
+    def advance(self, drawn: Drawn, passed: Pass) -> list[int]:
+        """Go on with what the pass it waited for has drawn; returns the tokens that became certain, often none."""
+        self._passes.append(passed)
+        self._new = []
+        try:
+            self.ask = self._coroutine.send(drawn)
+        except StopIteration:
+            self.ask = None
+        return self._new
+
+    def close(self) -> None:
+        """Give the cache back; what was computed exactly is left there for a text that begins alike."""
+        begun = self.ask is not None or not self.in_prefill
+        self.ask, self.ended = None, True
+        self._coroutine.close()
+        if begun:
+            self._pool.close(self.kv)
+
+    def _live(self) -> Generator[Ask, Drawn, None]:
+        request, stats = self.request, self.request.stats
+        room = self._context - len(self.tokens)
+        wanted = room if request.max_new_tokens is None else min(request.max_new_tokens, room)
+        stats.prompt_tokens, stats.seed = len(self.tokens), request.sampling.seed
+        new = yield from self._prefill()
+        self.in_prefill = False
+        while not self._emit(new, wanted):
+            new = yield from self._round(wanted)
+
+    def _emit(self, new: list[int], wanted: int) -> bool:
+        """Add tokens up to the first that ends the text; whether the text has ended."""
+        stats, ends = self.request.stats, self.request.ends
+        end = next((i + 1 for i, token in enumerate(new) if token in ends), len(new))
+        self._new = new[:end]
+        self.tokens += self._new
+        stats.new_tokens += len(self._new)
+        ended = self._new[-1] in ends
+        if ended or stats.new_tokens >= wanted:
+            stats.finish_reason = "stop" if ended else "length"
+            return True
+        return False
+
+    def _prefill(self) -> Generator[Ask, Drawn, list[int]]:
+        total, progress = len(self.tokens), self.request.progress
+        is_long = total - self.kv.length > PREFILL_CHUNK
+        while True:
+            left = total - self.kv.length
+            part = self.tokens[self.kv.length : self.kv.length + min(left, self.chunk)]
+            last = len(part) == left
+            drawn = yield Ask(part, "exact", wanted=(left - 1,) if last else ())
+            if self.request.on_prefill:
+                self.request.on_prefill(self._passes[-1])
+            self._passes.clear()
+            if progress and is_long:
+                progress("prefill", total - left + len(part), total)
+            if last:
+                return [drawn[0].token]
+
+    def _round(self, wanted: int) -> Generator[Ask, Drawn, list[int]]:
+        request, start = self.request, self.kv.length
+        policy = request.policy
+        limit = policy.plan(wanted - request.stats.new_tokens - 1, self.load)
+        context = Context(self.tokens, limit, policy.more, self._keep, request.ends)
+        proposal = yield from request.drafter.propose(context)
+        self._pool.truncate(self.kv, start)
+        passes = tuple(self._passes)
+        self._passes.clear()
+        rows = [self.tokens[-1], *proposal.tokens]
+        drawn = yield Ask(rows, "exact", proposal.rows(), range(len(rows)))
+        done = verify([choice.token for choice in drawn], proposal)
+        self._pool.keep(self.kv, start, done.path)
+        (verified,) = self._passes
+        self._passes.clear()
+        happened = Round(start, passes, verified, len(proposal.tokens), done.accepted)
+        policy.observe(proposal.confidences, done.accepted, sum(p.seconds for p in passes), verified.seconds)
+        request.stats.add_round(happened.proposed, happened.accepted)
+        if request.on_round:
+            request.on_round(happened)
+        return done.tokens
+
+    def _keep(self, path: Tokens[int]) -> None:
+        self._pool.keep(self.kv, self._passes[-1].context, path)

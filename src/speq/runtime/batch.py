@@ -1,0 +1,91 @@
+"""What travels: a batch of spans at a level, and what comes back.
+
+A span is some tokens of one sequence, as a chain or as a tree; a batch is what all sequences want computed from the
+same planes of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+
+from speq.runtime.sampling import Choice, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from speq.runtime.kv import KVHandle
+
+Level: TypeAlias = Literal["draft", "exact"]
+"""What a pass reads of the weights: the draft codes alone, or everything. The exact level defines the text."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens that follow what a sequence has in the cache.
+
+    Attributes:
+        kv: the sequence.
+        tokens: at least one.
+        parents: of a tree, for each token the index of the one it follows, -1 for the sequence's last; ``None`` for a
+            chain.
+        wanted: ascending indices of the tokens after which something is drawn.
+        sampling: how; ``None`` draws nothing, then ``wanted`` says of which logits are wanted.
+        confidences: whether greedy draws tell how sure they are, which takes a turn over the logits.
+    """
+
+    kv: KVHandle
+    tokens: Sequence[int]
+    parents: Sequence[int] | None = None
+    wanted: Sequence[int] = ()
+    sampling: Sampling | None = None
+    confidences: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Spans of different sequences, computed together at one level."""
+
+    spans: Sequence[Span]
+    level: Level = "exact"
+    taps: tuple[str, ...] = ()
+
+
+class Limits(NamedTuple):
+    """What an engine takes.
+
+    Attributes:
+        context: most tokens of a sequence.
+        rows: most tokens of a batch.
+        tree_rows: most tokens of a span that is a tree.
+        quick_rows: most tokens of a batch that costs little more than one token.
+        sequences: for how many sequences of full length there is room.
+    """
+
+    context: int
+    rows: int
+    tree_rows: int
+    quick_rows: int
+    sequences: int
+
+
+class Output(Protocol):
+    """What a batch gave."""
+
+    def drawn(self, span: int) -> list[Choice]:
+        """What was drawn after each of a span's wanted tokens; empty without a sampling.
+
+        Raises:
+            SpeqError: the logits are not finite.
+        """
+        ...
+
+    def logits(self, span: int) -> NDArray[np.float32]:
+        """Of a span's wanted tokens, ``[wanted, vocab]``; valid until the next batch."""
+        ...
+
+    def tap(self, span: int, name: str) -> NDArray[np.float32]:
+        """What passed a tap for the tokens of a span, ``[tokens, width]``; valid until the next batch."""
+        ...

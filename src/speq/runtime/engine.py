@@ -1,0 +1,189 @@
+"""The engine: a model bound to a backend and to a KV pool. Batches of spans go in, draws come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speq.errors import SpeqError
+from speq.kernels.step import TREE_ROWS, Draw, Rows, SpanRows, Step, Weights, positions
+from speq.models.config import ModelConfig, model_config
+from speq.models.decoder import build_program, weight_shapes
+from speq.runtime.batch import Batch, Level, Limits
+from speq.runtime.kv import KVHandle, KVPool
+from speq.runtime.sampling import GREEDY, Choice, checked
+
+Backend: TypeAlias = Literal["native", "reference"]
+ROWS = 256
+"""Most tokens of a batch."""
+QUICK_ROWS = 16
+"""Most tokens of a batch that the kernels treat as few."""
+
+
+class Checkpoint(Protocol):
+    """What the engine needs of a converted checkpoint: ``config.json`` and the weights, split matrices and vectors."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def split(self) -> Weights: ...
+    @property
+    def raw(self) -> Weights: ...
+
+
+class Engine:
+    """A model that computes batches.
+
+    Attributes:
+        config: the model.
+        vocab_size: columns of the logits.
+        levels: what a batch may read of the weights, the cheapest first; the last one defines the text.
+        limits: what a batch and a sequence may be.
+        kv: keys and values of all sequences.
+    """
+
+    levels: tuple[Level, ...] = ("draft", "exact")
+
+    def __init__(
+        self,
+        model: Checkpoint | tuple[Mapping[str, Any], Weights],
+        backend: Backend = "native",
+        threads: int | None = None,
+        context: int | None = None,
+        sequences: int = 1,
+    ) -> None:
+        """Bind a model.
+
+        Args:
+            model: a converted checkpoint, or a parsed ``config.json`` and the weights by their Hugging Face names.
+            backend: who computes.
+            threads: of the native backend; None for one per core.
+            context: most tokens of a sequence; None for all that the model is made for.
+            sequences: of full length, for which there is room.
+
+        Raises:
+            SpeqError: unsupported model, missing or misshapen weights, or a context that the model is not made for.
+        """
+        config, weights = model if isinstance(model, tuple) else (model.config, {**model.raw, **model.split})
+        self.config: ModelConfig = model_config(config)
+        _check_weights(weights, self.config)
+        limit = self.config.context_length
+        if context is not None and not 0 < context <= limit:
+            raise SpeqError(f"a context of {context} tokens is outside what the model is made for, 1 to {limit}")
+        if sequences < 1:
+            raise SpeqError(f"{sequences} sequences at once is out of range: use at least 1")
+        self.vocab_size = self.config.vocab_size
+        length = context or limit
+        self.limits = Limits(length, min(ROWS, length), TREE_ROWS, QUICK_ROWS, sequences)
+        self.kv = KVPool(
+            self.config.layers, self.config.kv_heads, self.config.head_dim, context=length, sequences=sequences
+        )
+        self._step = _bind(backend, self.config, weights, self.kv, self.limits.rows, threads)
+
+    def run(self, batch: Batch) -> BatchOutput:
+        """Compute a batch: every span's tokens follow in its sequence, and stay there until they are cut away.
+
+        Raises:
+            SpeqError: a sequence would be longer than the context, or a token id lies outside the vocabulary. No
+                sequence has changed then.
+            ValueError: no spans, too many tokens, or a tree that is none.
+        """
+        rows = self._rows(batch)
+        self._step.run(rows)
+        output = BatchOutput(self._step, batch, rows)
+        for span in batch.spans:
+            self.kv.extend(span.kv, list(span.tokens), exact=batch.level == self.levels[-1])
+        return output
+
+    def check(self, kv: KVHandle, tokens: Sequence[int]) -> None:
+        """Whether ``tokens`` could follow in a sequence.
+
+        Raises:
+            SpeqError: it would be longer than the context, or one of them lies outside the vocabulary.
+        """
+        if kv.length + len(tokens) > self.limits.context:
+            raise SpeqError(
+                f"{kv.length + len(tokens)} tokens do not fit in the context of {self.limits.context}; "
+                "shorten the input"
+            )
+        for token in tokens:
+            if not 0 <= token < self.vocab_size:
+                raise SpeqError(f"token id {token} is outside the model's vocabulary of {self.vocab_size}")
+
+    def _rows(self, batch: Batch) -> Rows:
+        count = sum(len(span.tokens) for span in batch.spans)
+        if not 0 < count <= self.limits.rows:
+            raise ValueError(f"a batch has 1 to {self.limits.rows} tokens, not {count}")
+        for span in batch.spans:
+            self.check(span.kv, span.tokens)
+        tokens = np.array([token for span in batch.spans for token in span.tokens], np.int32)
+        spans: list[SpanRows] = []
+        wanted: list[int] = []
+        draws: list[Draw] = []
+        first = 0
+        for span in batch.spans:
+            if span.parents is not None and len(span.tokens) > self.limits.tree_rows:
+                raise ValueError(f"a tree has at most {self.limits.tree_rows} tokens, not {len(span.tokens)}")
+            pages = self.kv.make_room(span.kv, len(span.tokens))
+            placed = SpanRows(span.kv.length, len(span.tokens), pages, span.parents)
+            wanted += [first + index for index in span.wanted]
+            at = positions(placed)
+            draws += [(span.sampling or GREEDY).draw(int(at[index]) + 1) for index in span.wanted]
+            spans.append(placed)
+            first += len(span.tokens)
+        return Rows(
+            tokens,
+            spans,
+            draft=batch.level == "draft",
+            wanted=np.array(wanted, np.int32),
+            draws=draws if any(span.sampling for span in batch.spans) else (),
+            confidences=any(span.confidences for span in batch.spans),
+            taps=batch.taps,
+        )
+
+
+class BatchOutput:
+    """See :class:`speq.runtime.batch.Output`."""
+
+    def __init__(self, step: Step, batch: Batch, rows: Rows) -> None:
+        self._step, self._spans = step, batch.spans
+        self._wanted = np.cumsum([0, *(len(span.wanted) for span in batch.spans)])
+        self._first = np.cumsum([0, *(len(span.tokens) for span in batch.spans)])
+        self._drawn, self._draws = step.drawn(), rows.draws
+
+    def drawn(self, span: int) -> list[Choice]:
+        first, last = self._wanted[span], self._wanted[span + 1]
+        if self._spans[span].sampling is None:
+            return []
+        results = zip(self._drawn[first:last], self._draws[first:last], strict=True)
+        return [checked(*result, draw.position) for result, draw in results]
+
+    def logits(self, span: int) -> NDArray[np.float32]:
+        return self._step.logits()[self._wanted[span] : self._wanted[span + 1]]
+
+    def tap(self, span: int, name: str) -> NDArray[np.float32]:
+        return self._step.tapped(name)[self._first[span] : self._first[span + 1]]
+
+
+def _bind(
+    backend: Backend, config: ModelConfig, weights: Weights, kv: KVPool, max_tokens: int, threads: int | None
+) -> Step:
+    program = build_program(config)
+    if backend == "reference":
+        from speq.kernels.reference import ReferenceStep
+
+        return ReferenceStep(program, weights, kv, max_tokens)
+    from speq.kernels.native import NativeStep
+
+    return NativeStep(program, weights, kv, max_tokens, threads=threads)
+
+
+def _check_weights(weights: Weights, config: ModelConfig) -> None:
+    for name, shape in weight_shapes(config).items():
+        if name not in weights:
+            raise SpeqError(f"the checkpoint has no tensor {name!r}, which its config.json calls for")
+        if tuple(weights[name].shape) != shape:
+            raise SpeqError(f"tensor {name!r} has shape {tuple(weights[name].shape)}, config.json implies {shape}")
