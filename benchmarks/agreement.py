@@ -34,7 +34,7 @@ from speq.checkpoint.converted import Converted, load_converted
 from speq.checkpoint.recode import calibrated
 from speq.kernels.step import Weights
 from speq.locate import converted_model
-from speq.models.model import Engine
+from speq.runtime.single import SingleSequence
 from speq.models.tokenizer import Tokenizer
 from speq.processors import default_threads
 
@@ -79,7 +79,7 @@ def weights_in(model: Converted, table: str) -> Weights:
 
 
 def answer(
-    engine: Engine, prompt: list[int], tokens: int, ends: frozenset[int]
+    engine: SingleSequence, prompt: list[int], tokens: int, ends: frozenset[int]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """The full model's greedy answer: each token with the distribution it was chosen from."""
     engine.truncate(0)
@@ -93,7 +93,7 @@ def answer(
         feed = [token]
 
 
-def draft_distributions(engine: Engine, prompt: list[int], tokens: list[int], length: int) -> NDArray[np.float32]:
+def draft_distributions(engine: SingleSequence, prompt: list[int], tokens: list[int], length: int) -> NDArray[np.float32]:
     """The draft's distributions [len(tokens), vocab] at the positions where ``tokens`` were chosen, in rounds."""
     engine.truncate(0)
     if len(prompt) > 1:
@@ -121,7 +121,7 @@ def main(
     converted, tokenizer = load_converted(path), Tokenizer(path)
     ends = frozenset(tokenizer.eos_ids)
     prompts = [p for f in ("mt_bench", "humaneval") for p in read_prompts(PROMPTS / f"{f}.jsonl", count // 2)]
-    exact = Engine(converted, context=2048)
+    exact = SingleSequence.of(converted, context=2048)
     drafts = {f: Engine((converted.config, weights_in(converted, f)), context=2048) for f in tables}
     cases = list(product(tables, rounds))
     hits: dict[tuple[str, int], list[bool]] = {case: [] for case in cases}

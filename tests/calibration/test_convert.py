@@ -16,7 +16,7 @@ from speq.checkpoint.converted import load_converted
 from speq.checkpoint.restore import restore
 from speq.errors import SpeqError
 from speq.models.config import model_config
-from speq.models.model import Engine
+from speq.runtime.single import SingleSequence
 from speq.models.tokenizer import Tokenizer
 
 
@@ -47,7 +47,7 @@ def test_logits_are_nearer(paths):
     ids = Tokenizer(paths[0]).encode((Path(__file__).parent / "test_samples.py").read_text())[:250]
     errors = []
     for path in paths:
-        engine = Engine(load_converted(path), threads=1)
+        engine = SingleSequence.of(load_converted(path), threads=1)
         exact = engine.forward(ids, logits="all").copy()
         engine.truncate(0)
         errors.append(np.square(engine.forward(ids, draft=True, logits="all") - exact).mean())

@@ -10,17 +10,17 @@ import pytest
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_an_interruption_keeps_text_and_statistics(speq_run, tiny_checkpoint, truth, monkeypatch, as_json):
-    from speq.models.model import Engine
+    from speq.runtime.engine import Engine
 
-    forward, calls = Engine.forward, []
+    run, calls = Engine.run, []
 
-    def interrupted(self, tokens, **options):
-        calls.append(len(tokens))
+    def interrupted(self, batch):
+        calls.append(batch)
         if len(calls) == 11:
             raise KeyboardInterrupt
-        return forward(self, tokens, **options)
+        return run(self, batch)
 
-    monkeypatch.setattr(Engine, "forward", interrupted)
+    monkeypatch.setattr(Engine, "run", interrupted)
     options = ["-p", "hi", "-n", 30, "--draft", "none", *(["--json"] if as_json else [])]
     code, out, err = speq_run("generate", tiny_checkpoint, *options)
     assert (code, err) == (130, "")

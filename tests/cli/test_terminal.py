@@ -11,9 +11,9 @@ import time
 SLOW = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from speq.models.model import Engine
-forward = Engine.forward
-Engine.forward = lambda *a, **k: time.sleep(0.05) or forward(*a, **k)
+from speq.runtime.engine import Engine
+run = Engine.run
+Engine.run = lambda *a, **k: time.sleep(0.05) or run(*a, **k)
 """
 
 

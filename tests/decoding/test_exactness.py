@@ -9,7 +9,7 @@ from speq.api import Model
 from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import load_converted
 from speq.kernels.native import available_isas
-from speq.models.model import Engine
+from speq.runtime.engine import Engine
 
 TOKENS = 60
 PROMPT = [10, 200, 33, 33, 7]

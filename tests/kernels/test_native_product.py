@@ -46,9 +46,9 @@ def test_rows_decode_to_the_exact_weights(case, isa: str) -> None:
 @pytest.mark.parametrize("isa", available_isas())
 def test_exact_product_is_batch_invariant(case, isa: str) -> None:
     tensor, _, x = case
-    alone = np.concatenate([_native.multiply(isa, matrix(tensor), x[t : t + 1], False) for t in range(TOKENS)])
+    alone = np.concatenate([_native.multiply(isa, matrix(tensor), x[t : t + 1], "exact") for t in range(TOKENS)])
     for tokens in (*range(2, 21), 31, 32, TOKENS):
-        together = _native.multiply(isa, matrix(tensor), x[:tokens], False)
+        together = _native.multiply(isa, matrix(tensor), x[:tokens], "exact")
         np.testing.assert_array_equal(together.view(np.uint32), alone[:tokens].view(np.uint32))
 
 
@@ -78,9 +78,9 @@ def test_numbers_at_the_edge_of_float32_have_the_same_bits_everywhere() -> None:
     x[4:6] *= np.float32(2.0**-128)
     x[6] = (x[6].view(np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32)
     x[7, 9] = np.float32(3.4e38)
-    expected = _native.multiply("portable", matrix(tensor), x, False).view(np.uint32)
+    expected = _native.multiply("portable", matrix(tensor), x, "exact").view(np.uint32)
     for isa in available_isas():
-        np.testing.assert_array_equal(_native.multiply(isa, matrix(tensor), x, False).view(np.uint32), expected)
+        np.testing.assert_array_equal(_native.multiply(isa, matrix(tensor), x, "exact").view(np.uint32), expected)
 
 
 @pytest.mark.parametrize("isa", available_isas())
@@ -92,7 +92,7 @@ def test_a_sum_just_above_the_middle_of_two_floats_is_rounded_up(isa: str) -> No
     assert not {0, 8} & set(tensor.escape_columns.tolist())
     x = np.zeros((1, 64), np.float32)
     x[0, [0, 8]] = 8681086 * 2.0**-48, 1.0  # a lane adds column 8 before column 0
-    assert _native.multiply(isa, matrix(tensor), x, False)[0, 0] == 1 + 2.0**-23
+    assert _native.multiply(isa, matrix(tensor), x, "exact")[0, 0] == 1 + 2.0**-23
 
 
 def test_exact_product_matches_float64(case) -> None:
@@ -101,13 +101,13 @@ def test_exact_product_matches_float64(case) -> None:
     truth = x.astype(np.float64) @ weights.astype(np.float64).T
     # float32 accumulation of 331 products: an error of a few ulps of the sum of magnitudes
     bound = 331**0.5 * 2.0**-24 * (np.abs(x.astype(np.float64)) @ np.abs(weights.astype(np.float64)).T) + 1e-7
-    assert (np.abs(_native.multiply("", matrix(tensor), x, False) - truth) < bound).all()
+    assert (np.abs(_native.multiply("", matrix(tensor), x, "exact") - truth) < bound).all()
 
 
 def test_draft_product_differs_only_by_the_activations_rounding(case) -> None:
     tensor, _, x = case
     truth = x.astype(np.float64) @ draft_values(tensor).astype(np.float64).T
-    error = np.linalg.norm(_native.multiply("", matrix(tensor), x, True) - truth) / np.linalg.norm(truth)
+    error = np.linalg.norm(_native.multiply("", matrix(tensor), x, "draft") - truth) / np.linalg.norm(truth)
     # int8 in -127..127 with one scale per 64 Gaussian values: a step of about 2.6 sigma / 127
     assert error < 0.01
 
@@ -122,8 +122,8 @@ def test_a_matrix_that_consists_of_escapes(isa: str, dtype: str) -> None:
     tensor = encode(bits, Spec.default("nested", dtype, 64))
     assert tensor.escapes > 3000
     x = rng.standard_normal((TOKENS, 400)).astype(np.float32)
-    together = _native.multiply(isa, matrix(tensor), x, False)
-    alone = np.concatenate([_native.multiply(isa, matrix(tensor), x[t : t + 1], False) for t in range(TOKENS)])
+    together = _native.multiply(isa, matrix(tensor), x, "exact")
+    alone = np.concatenate([_native.multiply(isa, matrix(tensor), x[t : t + 1], "exact") for t in range(TOKENS)])
     np.testing.assert_array_equal(together.view(np.uint32), alone.view(np.uint32))
     truth = as_multiplied(x, dtype).astype(np.float64) @ to_float32(bits, dtype).T.astype(np.float64)
     np.testing.assert_allclose(together, truth, atol=1e-3)
@@ -133,7 +133,7 @@ def test_not_a_number_and_infinity_reach_the_result() -> None:
     weights = np.full((4, 64), 0.5, dtype=np.float32)
     weights[1, 3], weights[2, 60] = np.nan, np.inf
     tensor = encode(from_float32(weights, "bf16"), Spec.default("nested", "bf16", 64))
-    y = _native.multiply("", matrix(tensor), np.ones((1, 64), dtype=np.float32), False)[0]
+    y = _native.multiply("", matrix(tensor), np.ones((1, 64), dtype=np.float32), "exact")[0]
     assert np.isfinite(y[[0, 3]]).all()
     assert np.isnan(y[1])
     assert np.isinf(y[2])

@@ -240,7 +240,7 @@ def test_numbers_that_are_not_finite_come_through(isa):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "start"), [([], 0), ([1] * 65, 0), ([1], 64), ([1, 2], 63), ([1], -1), ([131], 0), ([-1], 0)]
+    ("tokens", "start"), [([], 0), ([1] * 65, 0), ([1], -1), ([131], 0), ([-1], 0)]
 )
 def test_misuse(tokens, start):
     program, weights = model("llama")

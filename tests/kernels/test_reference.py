@@ -12,6 +12,7 @@ from speq.bits import Spec, encode, from_float32, to_float32
 from speq.kernels import functional as F
 from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, StepProgram
 from speq.kernels.reference import ReferenceStep
+from speq.kernels.step import PAGE, chain
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_rotate_is_a_complex_rotation(rng):
     x, frequencies = floats(rng, 5, 3, 8), floats(rng, 4)
     turns = np.exp(1j * np.outer(np.arange(100, 105), frequencies.astype(np.float64)))[:, None, :]
     turned = (x[..., :4] + 1j * x[..., 4:]) * turns * 1.5
-    assert_close(F.rotate(x, 100, frequencies, 1.5), np.concatenate([turned.real, turned.imag], axis=-1))
+    assert_close(F.rotate(x, np.arange(100, 105), frequencies, 1.5), np.concatenate([turned.real, turned.imag], axis=-1))
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
@@ -66,22 +67,21 @@ def test_attention(rng, window, start):
         attn_mask=torch.tensor(mask),
         scale=0.3,
     ).transpose(0, 1)
-    assert_close(F.attention(q, keys, values, start, 0.3, window), expected)
+    for row, seen in enumerate(mask):
+        assert_close(F.attention(q[row], keys[:, seen], values[:, seen], 0.3), expected[row])
 
 
 def test_no_operator_depends_on_the_number_of_tokens(rng):
     x, weight, norm = floats(rng, 16, 100), floats(rng, 300, 100), floats(rng, 100)
-    q, keys, values = floats(rng, 16, 4, 32), floats(rng, 2, 40, 32), floats(rng, 2, 40, 32)
+    q = floats(rng, 16, 4, 32)
     frequencies = floats(rng, 16)
     for token in range(16):
         one = slice(token, token + 1)
         assert np.array_equal(F.linear(x, weight)[one], F.linear(x[one], weight))
         assert np.array_equal(F.rms_norm(x, norm, 1e-6)[one], F.rms_norm(x[one], norm, 1e-6))
         assert np.array_equal(F.silu(x)[one], F.silu(x[one]))
-        assert np.array_equal(F.rotate(q, 5, frequencies)[one], F.rotate(q[one], 5 + token, frequencies))
-        whole = F.attention(q, keys.astype(np.float16), values.astype(np.float16), 20, 0.2)
-        alone = F.attention(q[one], keys.astype(np.float16), values.astype(np.float16), 20 + token, 0.2)
-        assert np.array_equal(whole[one], alone)
+        positions = np.arange(5, 21)
+        assert np.array_equal(F.rotate(q, positions, frequencies)[one], F.rotate(q[one], positions[one], frequencies))
 
 
 def one_layer(rng):
@@ -119,7 +119,7 @@ def one_layer(rng):
         inv_freq=(1.0, 0.25),
     )
     cache = SimpleNamespace(
-        keys=np.zeros((1, 1, 20, 4), np.float16), values=np.zeros((1, 1, 20, 4), np.float16), capacity=20
+        keys=np.zeros((2, 1, 1, PAGE, 4), np.float16), values=np.zeros((2, 1, 1, PAGE, 4), np.float16)
     )
     return program, weights, cache
 
@@ -127,39 +127,41 @@ def one_layer(rng):
 def test_a_step_is_its_operators_in_order(rng):
     program, w, cache = one_layer(rng)
     tokens = np.array([3, 1, 4, 1], dtype=np.int32)
-    logits = ReferenceStep(program, w, cache, 8).run(tokens, 0, logits="all")
+    step = ReferenceStep(program, w, cache, 8)
+    step.run(chain(tokens, logits="all"))
 
     hidden = w["table"][tokens]
     x = F.rms_norm(hidden, w["wide"], 1e-5)
     frequencies = np.array(program.inv_freq, np.float32)
-    q = F.rotate(F.rms_norm((x @ w["q"].T).reshape(4, 2, 4), w["narrow"], 1e-5), 0, frequencies)
-    k = F.rotate(F.rms_norm((x @ w["k"].T).reshape(4, 1, 4), w["narrow"], 1e-5), 0, frequencies)
+    q = F.rotate(F.rms_norm((x @ w["q"].T).reshape(4, 2, 4), w["narrow"], 1e-5), np.arange(4), frequencies)
+    k = F.rotate(F.rms_norm((x @ w["k"].T).reshape(4, 1, 4), w["narrow"], 1e-5), np.arange(4), frequencies)
     v = (x @ w["v"].T + w["v bias"]).reshape(4, 1, 4)
     keys, values = (a.transpose(1, 0, 2).astype(np.float16) for a in (k, v))
-    np.testing.assert_allclose(cache.keys[0, :, :4], keys, rtol=2e-3)
-    np.testing.assert_allclose(cache.values[0, :, :4], values, rtol=2e-3)
-    hidden = hidden + F.attention(q, keys, values, 0, 0.5).reshape(4, 8) @ w["o"].T
+    np.testing.assert_allclose(cache.keys[0, 0, :, :4], keys, rtol=2e-3)
+    np.testing.assert_allclose(cache.values[0, 0, :, :4], values, rtol=2e-3)
+    attended = [F.attention(q[row], keys[:, : row + 1], values[:, : row + 1], 0.5).reshape(8) for row in range(4)]
+    hidden = hidden + np.stack(attended) @ w["o"].T
     x = F.rms_norm(hidden, w["wide"], 1e-5)
     hidden = (F.silu(x @ w["gate"].T) * (x @ w["up"].T)) @ w["down"].T
     expected = F.rms_norm(hidden, w["wide"], 1e-5) @ w["head"].T
-    np.testing.assert_allclose(logits, expected, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(step.logits(), expected, rtol=1e-2, atol=1e-2)
 
 
 def test_values_beyond_float16_become_infinite_without_a_warning(rng):
     program, weights, cache = one_layer(rng)
     weights["v bias"] = np.full(4, 1e6, np.float32)
     with np.errstate(all="raise", invalid="ignore"):
-        ReferenceStep(program, weights, cache, 8).run(np.array([3], dtype=np.int32), 0)
-    assert np.isinf(cache.values[0, 0, 0]).all()
+        ReferenceStep(program, weights, cache, 8).run(chain(np.array([3])))
+    assert np.isinf(cache.values[0, 0, 0, 0]).all()
 
 
 @pytest.mark.parametrize(
     ("tokens", "start", "message"),
     [
-        ([], 0, "0 tokens"),
-        ([1] * 9, 0, "9 tokens"),
-        ([1], 20, "cache of 20"),
-        ([1], -1, "cache of 20"),
+        ([], 0, "0 rows"),
+        ([1] * 9, 0, "9 rows"),
+        ([1], 2 * PAGE, "no such page"),
+        ([1], -1, "does not fit its pages"),
         ([10], 0, "vocabulary of 10"),
         ([-1], 0, "vocabulary of 10"),
     ],
@@ -167,7 +169,7 @@ def test_values_beyond_float16_become_infinite_without_a_warning(rng):
 def test_misuse(rng, tokens, start, message):
     program, weights, cache = one_layer(rng)
     with pytest.raises(ValueError, match=message):
-        ReferenceStep(program, weights, cache, 8).run(np.array(tokens, dtype=np.int32), start)
+        ReferenceStep(program, weights, cache, 8).run(chain(np.array(tokens), start))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
@@ -178,6 +180,6 @@ def test_only_bf16_matrices_meet_rounded_activations(rng, dtype):
     step = ReferenceStep(program, {**weights, "down": encode(bits, Spec.default("nested", dtype, 32))}, cache, 4)
     x = torch.from_numpy(floats(rng, 3, 6))
     step.buffer("gated")[:3] = x
-    step.run_one(down, np.array([3, 1, 4], dtype=np.int32))
+    step.run_one(down, chain(np.array([3, 1, 4])))
     rounded = x.bfloat16().float() if dtype == "bf16" else x
     assert_close(step.buffer("hidden")[:3], rounded @ torch.from_numpy(to_float32(bits, dtype)).T)

@@ -10,7 +10,7 @@ import pytest
 from speq.kernels.reference import ReferenceStep
 from speq.models.config import model_config
 from speq.models.decoder import build_program
-from speq.models.model import Engine
+from speq.runtime.single import SingleSequence
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -76,7 +76,7 @@ def test_logits_equal_transformers(tiny_model, name, dtype):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_float16_cache_costs_little(tiny_model, name):
     tiny = tiny_model(**CONFIGS[name])
-    engine = Engine((tiny.config, tiny.widened()), backend="reference")
+    engine = SingleSequence.of((tiny.config, tiny.widened()), backend="reference")
     expected = tiny.logits(IDS)
     np.testing.assert_allclose(engine.forward(IDS, logits="all"), expected, rtol=0, atol=1e-2 * np.abs(expected).max())
 

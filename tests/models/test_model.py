@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from speq.errors import SpeqError
-from speq.models.model import CHUNK, Engine
+from speq.runtime.engine import ROWS
+from speq.runtime.single import SingleSequence
 
 IDS = [int(token) for token in np.random.default_rng(3).integers(0, 97, 40)]
 
@@ -20,7 +21,7 @@ def tiny(tiny_model):
 
 @pytest.fixture
 def engine(tiny):
-    return Engine((tiny.config, tiny.weights), backend="reference")
+    return SingleSequence.of((tiny.config, tiny.weights), backend="reference")
 
 
 def in_pieces(engine, ids, sizes):
@@ -64,7 +65,7 @@ def test_draft_logits_equal_transformers_with_draft_weights(tiny):
 
     from speq.bits import SplitTensor, draft_values
 
-    engine = Engine((tiny.config, tiny.weights), backend="reference")
+    engine = SingleSequence.of((tiny.config, tiny.weights), backend="reference")
     drafted = engine.forward(IDS, draft=True, logits="all")
     exact = {name: parameter.data for name, parameter in tiny.model.named_parameters()}
     embeddings = tiny.model.model.embed_tokens.weight.data.clone()
@@ -81,11 +82,11 @@ def test_draft_logits_equal_transformers_with_draft_weights(tiny):
 
 
 def test_long_inputs_go_in_chunks(tiny):
-    ids = (IDS * 14)[: 2 * CHUNK]
-    engine = Engine(({**tiny.config, "max_position_embeddings": 2 * CHUNK}, tiny.weights), backend="reference")
+    ids = (IDS * 14)[: 2 * ROWS]
+    engine = SingleSequence.of(({**tiny.config, "max_position_embeddings": 2 * ROWS}, tiny.weights), backend="reference")
     every = engine.forward(ids, logits="all").copy()
-    assert every.shape == (2 * CHUNK, 97)
-    assert engine.length == 2 * CHUNK
+    assert every.shape == (2 * ROWS, 97)
+    assert engine.length == 2 * ROWS
     engine.truncate(0)
     assert np.array_equal(engine.forward(ids), every[-1:])
 
@@ -94,12 +95,12 @@ def test_a_converted_checkpoint_is_taken_as_it_is(tiny):
     split = {name: weight for name, weight in tiny.weights.items() if len(weight.shape) == 2}
     raw = {name: weight for name, weight in tiny.weights.items() if len(weight.shape) == 1}
     checkpoint = SimpleNamespace(config=tiny.config, split=split, raw=raw)
-    logits = Engine(checkpoint, backend="reference").forward(IDS).copy()
-    assert np.array_equal(logits, Engine((tiny.config, tiny.weights), backend="reference").forward(IDS))
+    logits = SingleSequence.of(checkpoint, backend="reference").forward(IDS).copy()
+    assert np.array_equal(logits, SingleSequence.of((tiny.config, tiny.weights), backend="reference").forward(IDS))
 
 
 def test_context_limit(tiny):
-    engine = Engine((tiny.config, tiny.weights), backend="reference", context=30)
+    engine = SingleSequence.of((tiny.config, tiny.weights), backend="reference", context=30)
     assert engine.context_length == 30
     with pytest.raises(SpeqError, match="40 tokens do not fit in the context of 30"):
         engine.forward(IDS)
@@ -112,7 +113,7 @@ def test_context_limit(tiny):
 @pytest.mark.parametrize("context", [0, -1, 513])
 def test_a_context_the_model_is_not_made_for(tiny, context):
     with pytest.raises(SpeqError, match="1 to 512"):
-        Engine((tiny.config, tiny.weights), backend="reference", context=context)
+        SingleSequence.of((tiny.config, tiny.weights), backend="reference", context=context)
 
 
 @pytest.mark.parametrize("token", [97, -1, 2**40])
@@ -135,6 +136,6 @@ def test_missing_and_misshapen_weights(tiny):
     name = "model.layers.1.self_attn.k_proj.bias"
     without = {key: value for key, value in tiny.weights.items() if key != name}
     with pytest.raises(SpeqError, match=f"no tensor '{name}'"):
-        Engine((tiny.config, without), backend="reference")
+        SingleSequence.of((tiny.config, without), backend="reference")
     with pytest.raises(SpeqError, match=rf"'{name}' has shape \(7,\), config.json implies \(32,\)"):
-        Engine((tiny.config, {**without, name: np.zeros(7, np.float32)}), backend="reference")
+        SingleSequence.of((tiny.config, {**without, name: np.zeros(7, np.float32)}), backend="reference")

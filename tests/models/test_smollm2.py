@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speq.models.model import Engine
+from speq.runtime.single import SingleSequence
 from speq.models.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def theirs(converted, weights):
 def test_logits_equal_transformers(converted, weights, theirs):
     import torch
 
-    engine = Engine((converted.config, weights), backend="reference", context=64)
+    engine = SingleSequence.of((converted.config, weights), backend="reference", context=64)
     logits = engine.forward(Tokenizer(converted.path).encode(TEXT), logits="all")
     expected = theirs[torch.float32]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
@@ -66,7 +66,7 @@ def test_rounded_activations_cost_less_than_transformers_in_bf16(converted, thei
     import torch
 
     tokenizer = Tokenizer(converted.path)
-    engine = Engine(converted, backend=backend, threads=2, context=64)
+    engine = SingleSequence.of(converted, backend=backend, threads=2, context=64)
     logits = engine.forward(tokenizer.encode(TEXT), logits="all")
     truth = theirs[torch.float32]
     assert np.linalg.norm(logits - truth) < 0.5 * np.linalg.norm(theirs[torch.bfloat16] - truth)

@@ -10,7 +10,7 @@ import numpy as np
 from speq.bench import programs
 from speq.bench.machine import read_bandwidth
 from speq.bench.timing import Timing, seconds_of, take_turns
-from speq.kernels.step import Weights
+from speq.kernels.step import Weights, chain
 from speq.models.config import ModelConfig
 
 CONTEXTS = (512, 2048, 8192)
@@ -65,7 +65,7 @@ def measure_attention(
     def at(position: int) -> Callable[[], float]:
         def run() -> float:
             programs.evict()  # the keys and values of other layers, or weights, would have pushed these out
-            return seconds_of(lambda: step.run(token, position, logits="none"))
+            return seconds_of(lambda: step.run(chain(token, position)))
 
         return run
 

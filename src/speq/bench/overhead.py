@@ -15,7 +15,7 @@ from speq.bench import programs
 from speq.bench.timing import seconds_of, take_turns
 from speq.kernels.native import NativeStep
 from speq.kernels.ops import GatedLinear, Head, Linear, Op
-from speq.kernels.step import Weights
+from speq.kernels.step import Weights, chain
 from speq.models.config import ModelConfig
 from speq.models.decoder import build_program
 
@@ -66,7 +66,7 @@ def measure_overhead(
 
     def seconds(step: NativeStep, draft: bool) -> float:
         def run() -> None:
-            step.run(token, 0, draft=draft, logits="last")
+            step.run(chain(token, draft=draft, logits="last"))
 
         run()  # the threads of the step before, which wait for more, have gone to sleep after this
         return seconds_of(run)

@@ -9,7 +9,7 @@ import numpy as np
 
 from speq.bench.programs import token_ids
 from speq.bench.timing import Timing, seconds_of, take_turns
-from speq.decoding.engine import Engine
+from speq.runtime.single import SingleSequence
 
 TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 CONTEXT = 256
@@ -36,7 +36,7 @@ class PassRow:
 
 
 def measure_passes(
-    engine: Engine, *, tokens: Sequence[int] = TOKENS, context: int = CONTEXT, rounds: int = _ROUNDS
+    engine: SingleSequence, *, tokens: Sequence[int] = TOKENS, context: int = CONTEXT, rounds: int = _ROUNDS
 ) -> list[PassRow]:
     """Time passes that follow ``context`` tokens in the cache (fewer, if the model has no room); empties the cache.
 

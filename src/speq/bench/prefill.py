@@ -15,10 +15,10 @@ import numpy as np
 
 from speq.bench import programs
 from speq.bench.timing import Timing, seconds_of, take_turns
-from speq.decoding.engine import Engine
 from speq.kernels.step import Weights
 from speq.models.config import ModelConfig
 from speq.processors import default_threads
+from speq.runtime.single import SingleSequence
 
 BLOCKS = (256, 512)
 _SIDE = 1536  # of the square product
@@ -63,7 +63,7 @@ class PrefillRow:
 
 
 def measure_prefill(
-    engine: Engine,
+    engine: SingleSequence,
     config: ModelConfig,
     weights: Weights,
     *,

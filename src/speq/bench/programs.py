@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from speq.bits import SplitTensor
 from speq.kernels.native import NativeStep
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Op, StepProgram
-from speq.kernels.step import Weights
-from speq.models.cache import KVCache
+from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Op, Sample, StepProgram, Tap
+from speq.kernels.step import PAGE, Weights
 from speq.models.config import ModelConfig
 from speq.models.decoder import build_program
+from speq.runtime.kv import KVPool
 
 _EVICT = np.ones(1 << 24, dtype=np.float32)  # 64 MiB, more than the last level of most caches
 
@@ -48,6 +48,8 @@ def groups(config: ModelConfig) -> list[Group]:
     """The kinds of operators of a model: the five matrix products, then embedding and attention."""
     found: dict[str, list[Op]] = {}
     for op in build_program(config).ops:
+        if isinstance(op, (Tap, Sample)):  # they do nothing in the passes that are timed
+            continue
         found.setdefault(_kind(op), []).append(op)
     made = [Group(name, tuple(ops), sum((_matrices(op) for op in ops), ())) for name, ops in found.items()]
     return sorted(made, key=lambda group: not group.is_product)
@@ -59,7 +61,7 @@ def products(config: ModelConfig) -> list[Group]:
 
 
 def bind(
-    config: ModelConfig, weights: Weights, ops: tuple[Op, ...], cache: KVCache, max_tokens: int, threads: int | None
+    config: ModelConfig, weights: Weights, ops: tuple[Op, ...], cache: KVPool, max_tokens: int, threads: int | None
 ) -> NativeStep:
     """A native step of these operators alone; an embedding comes first, so that the residual stream is never empty."""
     program: StepProgram = build_program(config)
@@ -68,13 +70,13 @@ def bind(
     return NativeStep(replace(program, ops=chosen), weights, cache, max_tokens, threads=threads)
 
 
-def small_cache(config: ModelConfig, positions: int) -> KVCache:
+def small_cache(config: ModelConfig, positions: int) -> KVPool:
     """A cache of random keys and values, all of it in memory: zeros that were never written would not be read."""
-    cache = KVCache(config.layers, config.kv_heads, positions, config.head_dim)
+    cache = KVPool(config.layers, config.kv_heads, config.head_dim, context=positions)
     random = np.random.default_rng(0)
     for part in (cache.keys, cache.values):
-        for layer in part:
-            layer[...] = random.standard_normal(layer.shape, dtype=np.float32).astype(np.float16)
+        for page in part[: -(-positions // PAGE)]:
+            page[...] = random.standard_normal(page.shape, dtype=np.float32).astype(np.float16)
     return cache
 
 

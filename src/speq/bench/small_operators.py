@@ -9,7 +9,7 @@ from functools import partial
 from speq.bench import programs
 from speq.bench.timing import Timing, seconds_of, take_turns
 from speq.kernels.native import NativeStep
-from speq.kernels.step import Weights
+from speq.kernels.step import Weights, chain
 from speq.models.config import ModelConfig
 
 _ROUNDS = 50
@@ -36,7 +36,7 @@ def measure_small_operators(
     attended = programs.bind(config, weights, attention.ops, cache, 1, threads)
 
     def seconds(step: NativeStep) -> float:
-        return seconds_of(lambda: step.run(token, 0, logits="none"))
+        return seconds_of(lambda: step.run(chain(token)))
 
     variants: dict[str, Callable[[], float]] = {
         "call, embedding row": partial(seconds, call),

@@ -6,12 +6,13 @@ import json
 
 import pytest
 
-from speq.decoding import Controller, Sampling, SelfDrafter, Statistics, generate_tokens
+from speq.decoding import Policy, Request, SelfDrafter, generate_tokens
 from speq.decoding.trace import VERSION as WRITTEN
-from speq.decoding.trace import Recorder, write_trace
+from speq.decoding.trace import Trace, write_trace
 from speq.errors import SpeqError
 from speq.hardware.simulator.acceptance import Round
 from speq.hardware.simulator.trace import VERSION, read_trace
+from speq.runtime.sampling import Sampling
 
 HEADER = {"speq_trace": 1, "prompt_tokens": 5, "new_tokens": 4}
 STEPS = [
@@ -27,26 +28,24 @@ def write(path, *lines):
 
 
 def test_what_is_recorded_is_read(mock_engine, tmp_path):
-    engine, stats = Recorder(mock_engine()), Statistics()
-    drafter = SelfDrafter(engine, Sampling())
-    ids = list(
-        generate_tokens(
-            engine,
-            [1, 2, 3],
-            sampling=Sampling(),
-            drafter=drafter,
-            controller=Controller(4),
-            stats=stats,
-            max_new_tokens=50,
-        )
+    recorded = Trace()
+    request = Request(
+        [1, 2, 3],
+        Sampling(),
+        SelfDrafter(),
+        Policy(4),
+        max_new_tokens=50,
+        on_prefill=recorded.on_prefill,
+        on_round=recorded.on_round,
     )
+    ids = list(generate_tokens(mock_engine(), request))
     path = tmp_path / "a.jsonl"
-    write_trace(path, {"prompt_tokens": 3, "new_tokens": stats.new_tokens}, engine.steps)
+    write_trace(path, {"prompt_tokens": 3, "new_tokens": request.stats.new_tokens}, recorded.steps)
     trace = read_trace(path)
     assert VERSION == WRITTEN
     assert (trace.prompt_tokens, trace.cached, trace.new_tokens) == (3, 0, 50)
     assert [one.accepted + 1 for one in trace.rounds] == [len(piece) for piece in ids[1:]]
-    assert sum(one.drafted for one in trace.rounds) == stats.drafted
+    assert sum(one.drafted for one in trace.rounds) == request.stats.drafted
 
 
 def test_cached_tokens_need_no_prefill(tmp_path):

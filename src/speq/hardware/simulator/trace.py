@@ -10,7 +10,7 @@ from typing import Any
 from speq.errors import SpeqError
 from speq.hardware.simulator.acceptance import Round
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
