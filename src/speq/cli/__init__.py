@@ -21,6 +21,7 @@ _COMMANDS = {
     "inspect": ("inspect", "Show sizes, exponents, escapes and draft error of a model."),
     "generate": ("generate", "Generate text from a prompt."),
     "chat": ("chat", "Talk with a model in the terminal."),
+    "verify": ("verify", "Show that drafts, batches, threads and instruction sets change no byte."),
     "bench": ("bench", "Measure kernels, decoding and other engines."),
     "hw": ("hw", "Simulate, emit and synthesise the accelerator."),
 }

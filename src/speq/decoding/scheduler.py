@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from speq.decoding.costs import PassCosts
 from speq.decoding.sequence import PREFILL_CHUNK, Pass, Request, Sequence
 from speq.errors import SpeqError
 from speq.runtime.batch import Batch, Level, Limits, Output, Span
-from speq.runtime.kv import KVPool
+from speq.runtime.kv import KVHandle, KVPool
 
 SHARED_CHUNK = 64
 """Tokens of a prompt that are fed at a time while other sequences wait for their next token."""
@@ -34,6 +35,7 @@ class Engine(Protocol):
     def limits(self) -> Limits: ...
     @property
     def kv(self) -> KVPool: ...
+    def check(self, kv: KVHandle, tokens: Tokens[int]) -> None: ...
     def run(self, batch: Batch) -> Output: ...
 
 

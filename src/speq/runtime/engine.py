@@ -54,6 +54,7 @@ class Engine:
         threads: int | None = None,
         context: int | None = None,
         sequences: int = 1,
+        isa: str | None = None,
     ) -> None:
         """Bind a model.
 
@@ -63,6 +64,7 @@ class Engine:
             threads: of the native backend; None for one per core.
             context: most tokens of a sequence; None for all that the model is made for.
             sequences: of full length, for which there is room.
+            isa: instruction set of the native backend; None for the best one here, or what ``SPEQ_ISA`` says.
 
         Raises:
             SpeqError: unsupported model, missing or misshapen weights, or a context that the model is not made for.
@@ -81,7 +83,7 @@ class Engine:
         self.kv = KVPool(
             self.config.layers, self.config.kv_heads, self.config.head_dim, context=length, sequences=sequences
         )
-        self._step = _bind(backend, self.config, weights, self.kv, self.limits.rows, threads)
+        self._step = _bind(backend, self.config, weights, self.kv, self.limits.rows, threads, isa)
 
     def run(self, batch: Batch) -> BatchOutput:
         """Compute a batch: every span's tokens follow in its sequence, and stay there until they are cut away.
@@ -169,7 +171,13 @@ class BatchOutput:
 
 
 def _bind(
-    backend: Backend, config: ModelConfig, weights: Weights, kv: KVPool, max_tokens: int, threads: int | None
+    backend: Backend,
+    config: ModelConfig,
+    weights: Weights,
+    kv: KVPool,
+    max_tokens: int,
+    threads: int | None,
+    isa: str | None,
 ) -> Step:
     program = build_program(config)
     if backend == "reference":
@@ -178,7 +186,7 @@ def _bind(
         return ReferenceStep(program, weights, kv, max_tokens)
     from speq.kernels.native import NativeStep
 
-    return NativeStep(program, weights, kv, max_tokens, threads=threads)
+    return NativeStep(program, weights, kv, max_tokens, threads=threads, isa=isa)
 
 
 def _check_weights(weights: Weights, config: ModelConfig) -> None:
