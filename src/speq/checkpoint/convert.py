@@ -21,7 +21,7 @@ from speq.checkpoint.source import identity, open_source
 from speq.checkpoint.split import estimate, split_tensors
 from speq.checkpoint.storage import Progress
 from speq.errors import SpeqError
-from speq.processors import default_threads
+from speq.processors import checked_threads
 
 
 def convert(
@@ -58,7 +58,7 @@ def convert(
     if not is_empty_or_absent(dst):
         return _existing(dst, job)
     begin = time.perf_counter()
-    threads = threads or default_threads()
+    threads = checked_threads(threads)
     if calibration is None or known is None:
         _split(src, dst, options, job, progress, threads, check)
     else:

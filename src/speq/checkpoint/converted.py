@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from speq.checkpoint.huggingface import read_json
 from speq.checkpoint.layout import FORMAT_VERSION, MANIFEST, WEIGHTS, Record, checksum
 from speq.checkpoint.safetensors import SafetensorsFile
 from speq.errors import SpeqError
+from speq.processors import map_in_threads
 
+_VERIFY_THREADS = 2  # two read as fast as a disk gives
 CONVERT_AGAIN = "delete the directory and convert the original again"
 
 
@@ -66,12 +67,13 @@ def is_converted(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def load_converted(path: Path, *, verify: bool = True) -> Converted:
+def load_converted(path: Path, *, verify: bool = True, threads: int | None = None) -> Converted:
     """Map a converted checkpoint.
 
     Args:
         path: its directory.
         verify: compare every stored array with its checksum, which reads all of the file once.
+        threads: at most so many of them; None for as many as pay.
 
     Raises:
         SpeqError: a file is missing or truncated, a tensor does not match its checksum, or the format version is
@@ -81,7 +83,7 @@ def load_converted(path: Path, *, verify: bool = True) -> Converted:
     config = read_json(path / "config.json", f"{path} has no config.json; {CONVERT_AGAIN}")
     file = SafetensorsFile(path / WEIGHTS)
     if verify:
-        _verify(file, records)
+        _verify(file, records, min(threads or _VERIFY_THREADS, _VERIFY_THREADS))
     split: dict[str, SplitTensor] = {}
     raw: dict[str, NDArray[np.float32]] = {}
     raw_dtypes: dict[str, str] = {}
@@ -148,10 +150,12 @@ def widen(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     return array.astype(np.float32)
 
 
-def _verify(file: SafetensorsFile, records: list[Record]) -> None:
+def _verify(file: SafetensorsFile, records: list[Record], threads: int) -> None:
     stored = [(record.name, name, value) for record in records for name, value in record.checksums.items()]
-    with ThreadPoolExecutor(2) as pool:
-        sums = pool.map(lambda item: checksum(file.array(item[1])), stored)
-        for (tensor, name, expected), found in zip(stored, sums, strict=True):
-            if found != expected:
-                raise SpeqError(f"{file.path}: tensor {tensor} is corrupted (checksum of {name}); {CONVERT_AGAIN}")
+
+    def verify(item: tuple[str, str, str]) -> None:
+        tensor, name, expected = item
+        if checksum(file.array(name)) != expected:
+            raise SpeqError(f"{file.path}: tensor {tensor} is corrupted (checksum of {name}); {CONVERT_AGAIN}")
+
+    map_in_threads(verify, stored, threads)

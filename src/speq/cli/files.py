@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from speq.cli.options import threads_option
 from speq.cli.terminal import ProgressBars, note
 
 
@@ -53,7 +54,7 @@ def pull(name: str) -> None:
     show_default=True,
     help="Choose draft codes for the activations on a little text, for nested.",
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Processor cores to use; all by default.")
+@threads_option
 def convert(src: str, dst: Path, group_size: str, calibrate: bool, **options: Any) -> None:
     """Convert SRC (a directory, .gguf file, catalogue name or hub id) to the directory DST.
 

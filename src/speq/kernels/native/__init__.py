@@ -17,7 +17,7 @@ from speq.bits import SplitTensor
 from speq.errors import SpeqError
 from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, StepProgram
 from speq.kernels.step import Logits, Weights
-from speq.processors import default_threads
+from speq.processors import checked_threads
 
 if TYPE_CHECKING:
     from speq.models.cache import KVCache
@@ -64,7 +64,7 @@ class NativeStep:
         isa: kernels to use, by default ``SPEQ_ISA`` or the best this machine can run.
 
     Raises:
-        SpeqError: ``isa`` is not available here, or ``threads`` is not positive.
+        SpeqError: ``isa`` is not available here, or the system does not start so many threads.
     """
 
     def __init__(
@@ -80,14 +80,13 @@ class NativeStep:
         isa = isa or os.environ.get("SPEQ_ISA", "")
         if isa and isa not in available_isas():
             raise SpeqError(f"no kernels for '{isa}' on this machine; SPEQ_ISA may be: {', '.join(available_isas())}")
-        if threads is not None and threads < 1:
-            raise SpeqError(f"--threads must be at least 1, not {threads}")
+        threads = checked_threads(threads)
         self._weights = weights
         self._cache = cache
         self._keys, self._values = cache.keys.view(np.uint16), cache.values.view(np.uint16)
         self._step = _native.Step.make(
             isa,
-            threads or default_threads(),
+            threads,
             max_tokens,
             self._keys,
             self._values,
@@ -118,10 +117,11 @@ class NativeStep:
         """Run ``tokens`` int32 ``[m]`` at positions ``start..start + m - 1``.
 
         Returns:
-            float32 ``[rows, vocab]`` with 0, 1 or m rows; a view that the next call overwrites.
+            float32 ``[rows, vocab]`` with 0, 1 or m rows, which later calls leave alone.
 
         Raises:
             ValueError: a token outside the vocabulary, or positions beyond the cache.
+            SpeqError: this process was forked from the one that made the step.
         """
         return self._step.run(np.ascontiguousarray(tokens, dtype=np.int32), start, draft, _LOGITS[logits])
 

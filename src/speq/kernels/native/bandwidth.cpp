@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <thread>
 #include <vector>
 
 #include "aligned.h"
+#include "released.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 
@@ -34,16 +35,15 @@ double read_bandwidth(size_t bytes, int threads, int repeats) {
     std::fill_n(memory.get(), words, 1);  // pages that nobody wrote to would all be one, in the cache
     std::vector<uint64_t> totals(threads);
     double best = 0;
-    nb::gil_scoped_release release;
+    const speq::Released released;
     for (int i = 0; i < repeats; ++i) {
         const auto start = std::chrono::steady_clock::now();
-        std::vector<std::thread> readers;
-        for (int reader = 0; reader < threads; ++reader)
-            readers.emplace_back([&, reader] {
+        {
+            const speq::Threads readers(0, threads, [&](int reader) {
                 const size_t share = words / threads / 16 * 16;
                 totals[reader] += sum_words(memory.get() + reader * share, share);
             });
-        for (auto& reader : readers) reader.join();
+        }
         const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
         best = std::max(best, static_cast<double>(bytes) / elapsed.count());
     }

@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "escape_deltas.h"
+#include "released.h"
 #include "step.h"
 #include "step_operators.h"
 
@@ -155,19 +156,22 @@ nb::object run(nb::handle self, Vector<int32_t> tokens, int start, bool draft, i
     auto& step = nb::cast<Step&>(self);
     const size_t end = last.value_or(step.operators());
     require(first <= end && end <= step.operators(), "there are no such operators");
-    const Pass pass{
-        tokens.data(), static_cast<int>(tokens.size()), start, draft, static_cast<Logits>(logits), first, end};
+    // A copy: what was checked must be what is computed, whoever writes to the array meanwhile.
+    const std::vector<int32_t> ids(tokens.data(), tokens.data() + tokens.size());
+    const Pass pass{ids.data(), static_cast<int>(tokens.size()), start, draft, static_cast<Logits>(logits), first, end};
     require(pass.count >= 1 && pass.count <= step.max_tokens(), "too many tokens for one pass");
     require(start >= 0 && start + pass.count <= step.capacity(), "the pass ends beyond the KV cache");
     for (int t = 0; t < pass.count; ++t)
         require(pass.tokens[t] >= 0 && pass.tokens[t] < step.vocab_size(), "a token id lies outside the vocabulary");
-    int rows;
+    Output output;
     {
-        nb::gil_scoped_release release;
-        rows = step.run(pass);
+        const Released released;
+        output = step.run(pass);
     }
-    nb::ndarray<nb::numpy, const float> view(step.logits(),
-                                             {static_cast<size_t>(rows), static_cast<size_t>(step.vocab_size())}, self);
+    const nb::capsule owner(new std::shared_ptr<float[]>(output.logits),
+                            [](void* p) noexcept { delete static_cast<std::shared_ptr<float[]>*>(p); });
+    const nb::ndarray<nb::numpy, const float> view(
+        output.logits.get(), {static_cast<size_t>(output.rows), static_cast<size_t>(step.vocab_size())}, owner);
     return nb::cast(view);
 }
 

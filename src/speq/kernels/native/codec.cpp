@@ -14,6 +14,7 @@
 #include "codec_decode.h"
 #include "codec_encode.h"
 #include "codec_parallel.h"
+#include "released.h"
 
 namespace nb = nanobind;
 
@@ -71,7 +72,7 @@ EscapeArrays encode(const Format& plain_format, const Array<const uint16_t>& tab
     std::vector<Escapes> found(static_cast<size_t>(matrix.pieces()));
     Escapes all;
     {
-        const nb::gil_scoped_release release;
+        const Released released;
         const auto strips = [&](const Array<const float>& factors) {
             return Influence(factors.data(), int64_t(factors.shape(0)), int64_t(factors.shape(1)), threads);
         };
@@ -131,7 +132,7 @@ void decode(const Format& plain_format, const Array<const uint16_t>& table, cons
     const TileLayout layout(format);
     const SplitView split = view(codes, residual, scales, escape_rows, escape_columns, escape_values,
                                  int64_t(out.shape(0)), int64_t(out.shape(1)));
-    const nb::gil_scoped_release release;
+    const Released released;
     for_each_row(split, out.data(), threads, [&](int64_t block_row, int row, uint16_t* patterns) {
         decode_row(format, layout, split, block_row, row, patterns);
     });
@@ -150,7 +151,7 @@ void draft_values(const Format& format, const Array<const uint8_t>& codes, const
                           int64_t(out.shape(1)),
                           int64_t(codes.shape(1)),
                           int64_t(scales.shape(1))};
-    const nb::gil_scoped_release release;
+    const Released released;
     for_each_row(split, out.data(), threads, [&](int64_t block_row, int row, float* values) {
         draft_row(format, layout, split, block_row, row, values);
     });
@@ -158,7 +159,7 @@ void draft_values(const Format& format, const Array<const uint8_t>& codes, const
 
 // counts[e] of 256: finite, non-zero weights with biased exponent e.
 void exponent_histogram(const Array<const uint16_t>& patterns, bool bf16, const Array<int64_t>& counts) {
-    const nb::gil_scoped_release release;
+    const Released released;
     const int mantissa_bits = bf16 ? 7 : 10, infinity = bf16 ? 0x7f80 : 0x7c00;
     for (size_t i = 0; i < patterns.size(); ++i) {
         const int magnitude = patterns.data()[i] & 0x7fff;

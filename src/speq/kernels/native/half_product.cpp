@@ -7,10 +7,10 @@
 #include <barrier>
 #include <chrono>
 #include <stdexcept>
-#include <thread>
-#include <vector>
 
 #include "half.h"
+#include "released.h"
+#include "threads.h"
 #ifdef SPEQ_X86
 #include <immintrin.h>
 #endif
@@ -88,24 +88,21 @@ double half_product(nb::ndarray<const uint16_t, nb::ndim<2>, nb::c_contig, nb::d
     if (threads < 1) throw std::invalid_argument("threads must be positive");
     const Rows product = best_rows();
     const size_t share = (rows / threads + kRows) / kRows * kRows;
-    nb::gil_scoped_release release;
+    const speq::Released released;
     std::barrier ready(threads), done(threads);
     const auto work = [&](int member) {
         const size_t first = std::min(rows, member * share), last = std::min(rows, first + share);
         product(weights.data() + first * columns, columns, last - first, x.data(), y.data() + first);
         done.arrive_and_wait();
     };
-    std::vector<std::thread> others;
-    for (int member = 1; member < threads; ++member)
-        others.emplace_back([&, member] {
-            ready.arrive_and_wait();
-            work(member);
-        });
+    const speq::Threads others(1, threads, [&](int member) {
+        ready.arrive_and_wait();
+        work(member);
+    });
     ready.arrive_and_wait();
     const auto start = std::chrono::steady_clock::now();
     work(0);
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    for (auto& other : others) other.join();
     return elapsed.count();
 }
 

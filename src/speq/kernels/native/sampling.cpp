@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "released.h"
 #include "sampling_noise.h"
 
 namespace nb = nanobind;
@@ -197,7 +198,7 @@ void bind_sampling(nb::module_& m) {
         "top1",
         [](const Row& logits, bool with_confidence) {
             const size_t n = checked_size(logits);
-            nb::gil_scoped_release released;
+            const Released released;
             return greedy(logits.data(), n, with_confidence);
         },
         nb::arg("logits"), nb::arg("with_confidence") = true,
@@ -207,7 +208,7 @@ void bind_sampling(nb::module_& m) {
         [](const Row& logits, double temperature, int64_t top_k, double top_p, double min_p, uint64_t seed,
            uint64_t position) {
             const size_t n = checked_size(logits);
-            nb::gil_scoped_release released;
+            const Released released;
             return sample(logits.data(), n, static_cast<float>(1.0 / temperature),
                           Filters{top_k, top_p, static_cast<float>(min_p)}, seed, position);
         },
