@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -33,6 +34,29 @@ def checked_threads(threads: int | None) -> int:
     if not 1 <= threads <= MAX_THREADS:
         raise SpeqError(f"threads {threads} is out of range: use 1 to {MAX_THREADS}")
     return threads
+
+
+def spare_blas() -> None:
+    """Keep NumPy's BLAS from starting threads where the system would not start them; to be called before NumPy comes.
+
+    OpenBLAS starts one per processor when it is loaded, and where that fails it prints advice and interrupts the
+    process (it raises SIGINT). So as many are tried first.
+    """
+    if "numpy" in sys.modules or "OPENBLAS_NUM_THREADS" in os.environ:
+        return
+    done = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(default_threads() - 1):
+            thread = threading.Thread(target=done.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    finally:
+        done.set()
+        for thread in started:
+            thread.join()
 
 
 def map_in_threads(work: Callable[[Item], Found], items: Iterable[Item], threads: int) -> list[Found]:
