@@ -37,8 +37,8 @@ class Turns:
         """
         if os.getpid() != self._process:
             raise SpeqError(
-                f"{self._what} was made before this process was forked and works in the parent only: load it in this "
-                'process, or start processes with multiprocessing\'s "spawn"'
+                f"{self._what} belongs to the process that this one was forked from and works only there: load it in "
+                'this process, or start processes with multiprocessing\'s "spawn"'
             )
         with self._lock:
             if self._taken:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speq.checkpoint.foreign import describe_file
 from speq.errors import SpeqError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -46,7 +47,7 @@ class GGUFFile:
         try:
             with path.open("rb") as file:
                 if file.read(4) != b"GGUF":
-                    raise SpeqError(f"{path} is not a GGUF file (nor a model directory)")
+                    raise SpeqError(f"{path} {describe_file(path, 'gguf') or 'is not a GGUF file (nor a model directory)'}")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise SpeqError(f"cannot read {path}: {error.strerror or error}") from None
@@ -58,6 +59,14 @@ class GGUFFile:
 
     def _parse(self) -> None:
         version = self._scalar("I")
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        if swapped < version and swapped < 1 << 16:
+            raise SpeqError(
+                f"{self.path} is a big-endian GGUF file (version {swapped}): get the little-endian one, or turn it round "
+                "with gguf-convert-endian of the gguf package"
+            )
+        if version == 1:
+            raise SpeqError(f"{self.path} is GGUF version 1, which was in use for weeks: get the model in version 2 or 3")
         if version not in (2, 3):
             raise SpeqError(f"{self.path} is GGUF version {version}; versions 2 and 3 are supported")
         tensor_count, key_count = self._scalar("Q"), self._scalar("Q")

@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from speq.checkpoint.foreign import describe_file
 from speq.checkpoint.safetensors import SafetensorsFile
 from speq.checkpoint.source import FLOATS, INTEGERS, TensorInfo
 from speq.errors import SpeqError
@@ -17,6 +18,7 @@ CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt", "LICENSE", "NOTICE",
 )  # fmt: skip
+_OTHER_WEIGHTS = (".bin", ".gguf", ".pth", ".pt", ".onnx", ".h5", ".msgpack", ".npz")
 
 
 class HuggingFaceSource:
@@ -68,8 +70,9 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise SpeqError(missing) from None
-    except (ValueError, OSError) as error:
-        raise SpeqError(f"cannot read {path}: {error}") from None
+    except (ValueError, OSError, RecursionError) as error:
+        what = describe_file(path, "json") if isinstance(error, ValueError) else None
+        raise SpeqError(f"{path} {what}" if what else f"cannot read {path}: {error}") from None
     if not isinstance(content, dict):
         raise SpeqError(f"cannot read {path}: it is not a JSON object")
     return content
@@ -92,11 +95,11 @@ def _open_weights(path: Path) -> dict[str, SafetensorsFile]:
         return {name: shards[shard] for name, shard in shard_of.items()}
     files = [SafetensorsFile(file) for file in sorted(path.glob("*.safetensors"))]
     if not files:
-        other = next(iter(sorted(path.glob("*.bin")) + sorted(path.glob("*.gguf"))), None)
+        others = [file for kind in _OTHER_WEIGHTS for file in sorted(path.glob(f"*{kind}"))]
         hint = (
-            f"; {other.name} is there: "
-            + ("give that file's path" if other.suffix == ".gguf" else "save it as safetensors")
-            if other
+            f"; {others[0].name} is there: "
+            + ("give that file's path" if others[0].suffix == ".gguf" else "save it as safetensors")
+            if others
             else ""
         )
         raise SpeqError(f"{path} has no safetensors weights{hint}")

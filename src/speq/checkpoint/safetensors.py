@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from speq.checkpoint.foreign import describe_file
 from speq.errors import SpeqError
 
 ALIGNMENT = 64
@@ -84,6 +85,8 @@ class SafetensorsFile:
 
 
 def _damaged(path: Path, why: str) -> SpeqError:
+    if what := describe_file(path, "safetensors"):
+        return SpeqError(f"{path} {what}")
     return SpeqError(f"{path} is truncated or not a safetensors file ({why}); copy or download it again")
 
 
