@@ -326,7 +326,9 @@ def test_several_models_in_one_process_do_not_meet(tiny, tiny_checkpoint, tmp_pa
     monkeypatch.setenv("SPEQ_CACHE", str(tmp_path))
     right = alone(tiny, 10, KINDS[:6])
     models = [speq.load(tiny_checkpoint, threads=threads) for threads in (1, 2, 3)]
-    run_threads(*(lambda model=model: [alone(model, 10, KINDS[:6]) == right or 1 / 0 for _ in range(3)] for model in models))
+    run_threads(
+        *(lambda model=model: [alone(model, 10, KINDS[:6]) == right or 1 / 0 for _ in range(3)] for model in models)
+    )
 
 
 def test_streams_of_one_model_may_alternate(tiny):
@@ -491,7 +493,9 @@ def test_ctrl_c_at_any_moment_never_blocks_the_next_generation(tiny):
     try:
         for delay in np.linspace(0.00005, 0.01, 150):
             try:
-                timer = threading.Timer(delay, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
+                timer = threading.Timer(
+                    delay, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                )
                 timer.start()
                 tiny.generate(kind[0], **options(kind, max_new_tokens=12))
                 timer.join()
@@ -529,12 +533,12 @@ if not child:
         except speq.SpeqError as error:
             print(error)
     print(model.encode("hi") != [])
-    again = speq.load(%r, threads=2)
+    again = speq.load(PATH, threads=2)
     print(again.generate("hi", max_new_tokens=9).token_ids == right, flush=True)
     del model, stream
     sys.exit(0)
 print(os.waitpid(child, 0)[1], model.generate("hi", max_new_tokens=9).token_ids == right)
-""" % str(tiny_checkpoint)
+""".replace("PATH", repr(str(tiny_checkpoint)))
     *told, encoded, again, parent = in_a_process(code, tiny_checkpoint, tmp_path)
     assert len(told) == 4
     assert all("belongs to the process that this one was forked from" in line for line in told)

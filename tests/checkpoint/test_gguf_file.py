@@ -44,7 +44,7 @@ def test_truncations_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.gguf").write_bytes(b"")
+    (tmp_path / "a.gguf").write_bytes(b"something else")
     with pytest.raises(SpeqError, match="not a GGUF file"):
         GGUFFile(tmp_path / "a.gguf")
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + (7).to_bytes(4, "little") + bytes(64))

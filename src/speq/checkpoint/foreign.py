@@ -59,12 +59,16 @@ def _text(head: bytes) -> str | None:
 
 def _other_weights(path: Path, head: bytes) -> str | None:
     if head[:4] in _OLD_GGML:
-        return f"is in the {_OLD_GGML[head[:4]]} format, which GGUF replaced in 2023: get the model as GGUF or safetensors"
+        return (
+            f"is in the {_OLD_GGML[head[:4]]} format, which GGUF replaced in 2023: get the model as GGUF or safetensors"
+        )
     if head[:4] == b"GGUF":
         return "is a GGUF file: give its own path"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         whole = (path.parent / "config.json").is_file()
-        way = f"give its directory, {path.parent}" if whole else "get the config and the tokenizer that belong to it, too"
+        way = (
+            f"give its directory, {path.parent}" if whole else "get the config and the tokenizer that belong to it, too"
+        )
         return f"holds the weights of a model without its config: {way}"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return _PICKLE

@@ -47,7 +47,9 @@ class GGUFFile:
         try:
             with path.open("rb") as file:
                 if file.read(4) != b"GGUF":
-                    raise SpeqError(f"{path} {describe_file(path, 'gguf') or 'is not a GGUF file (nor a model directory)'}")
+                    raise SpeqError(
+                        f"{path} {describe_file(path, 'gguf') or 'is not a GGUF file (nor a model directory)'}"
+                    )
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise SpeqError(f"cannot read {path}: {error.strerror or error}") from None
@@ -66,7 +68,7 @@ class GGUFFile:
                 "with gguf-convert-endian of the gguf package"
             )
         if version == 1:
-            raise SpeqError(f"{self.path} is GGUF version 1, which was in use for weeks: get the model in version 2 or 3")
+            raise SpeqError(f"{self.path} is GGUF version 1, a short-lived one: get the model in version 2 or 3")
         if version not in (2, 3):
             raise SpeqError(f"{self.path} is GGUF version {version}; versions 2 and 3 are supported")
         tensor_count, key_count = self._scalar("Q"), self._scalar("Q")

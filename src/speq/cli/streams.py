@@ -51,8 +51,8 @@ def open_streams() -> None:
         if stream is None and not _is_open(descriptor):
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # which gets the lowest number that is free
     if isinstance(sys.stdout, io.TextIOWrapper):
-        buffering = {"line_buffering": sys.stdout.line_buffering, "write_through": sys.stdout.write_through}
-        sys.stdout = _Stdout(sys.stdout.buffer, "utf-8", "replace", **buffering)
+        by_line, at_once = sys.stdout.line_buffering, sys.stdout.write_through
+        sys.stdout = _Stdout(sys.stdout.buffer, "utf-8", "replace", line_buffering=by_line, write_through=at_once)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process lives
     elif isinstance(sys.stderr, io.TextIOWrapper):
