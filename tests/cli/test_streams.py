@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
 import subprocess
+import sys
+import threading
 import time
 
 import pytest
@@ -149,3 +152,22 @@ def test_absurd_numbers_of_threads_are_refused_before_anything_is_loaded(speq_ru
             code, out, err = speq_run(*verb[:2], *verb[2:], "missing", "--threads", threads)
             assert (code, out, err.count("\n")) == (2, "", 1)
             assert "'--threads'" in err
+
+
+def test_progress_needs_no_thread(monkeypatch):
+    from speq.cli.terminal import ProgressBars
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with ProgressBars() as progress:
+        for done in range(0, 101, 10):
+            progress("converting", done, 100)
+    assert "100 of 100" in sys.stderr.getvalue()

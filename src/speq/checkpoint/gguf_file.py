@@ -64,8 +64,8 @@ class GGUFFile:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         if swapped < version and swapped < 1 << 16:
             raise SpeqError(
-                f"{self.path} is a big-endian GGUF file (version {swapped}): get the little-endian one, or turn it round "
-                "with gguf-convert-endian of the gguf package"
+                f"{self.path} is a big-endian GGUF file (version {swapped}): get the little-endian one, or turn it "
+                "round with gguf-convert-endian of the gguf package"
             )
         if version == 1:
             raise SpeqError(f"{self.path} is GGUF version 1, a short-lived one: get the model in version 2 or 3")
