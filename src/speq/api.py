@@ -241,6 +241,7 @@ def load(
     from speq.checkpoint.converted import load_converted
     from speq.locate import converted_model
     from speq.models.model import Engine as ModelEngine
+    from speq.models.tensors import fit
     from speq.models.tokenizer import Tokenizer, end_ids
     from speq.processors import default_threads
 
@@ -248,7 +249,7 @@ def load(
         raise SpeqError(f"threads {threads} is out of range: use at least 1")
     threads = threads or default_threads()
     path = converted_model(str(name), progress=progress, threads=threads)
-    converted = load_converted(path)
+    converted = load_converted(path, check=fit)
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context)
     tokenizer = Tokenizer(path) if converted.tokenizer else None
     ends = tokenizer.eos_ids if tokenizer else end_ids(path)

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "aligned.h"
+#include "checks.h"
 #include "kernels.h"
 #include "thread_team.h"
 
@@ -35,7 +36,7 @@ struct Buffer {  // float32 [max_tokens, stride]; columns width..stride-1 are al
 struct Cache {
     uint16_t* keys = nullptr;
     uint16_t* values = nullptr;
-    int kv_heads = 0, capacity = 0, head_dim = 0;
+    int layers = 0, kv_heads = 0, capacity = 0, head_dim = 0;
     size_t offset(int layer, int kv_head, int position) const {
         return ((static_cast<size_t>(layer) * kv_heads + kv_head) * capacity + position) * head_dim;
     }
@@ -55,6 +56,7 @@ struct Matrix {  // a split weight with the kernels for its format
 struct Norm {
     const float* weight = nullptr;  // null: no normalisation
     float eps = 0;
+    size_t width = 0;
 };
 
 struct Scratch {                // of one thread
@@ -102,6 +104,9 @@ class Operator {
     virtual void run(Step& step, const Pass& pass, Tasks& tasks, int member) = 0;
 };
 
+// Limits that keep the sizes of a step within their types, far beyond any model: columns of a buffer, tokens of a pass.
+constexpr int kMostWidth = 1 << 22, kMostTokens = 1 << 16;
+
 class Step {
   public:
     Step(const std::string& isa, int threads, int max_tokens, Cache cache, std::vector<float> inverse_frequencies,
@@ -112,6 +117,7 @@ class Step {
     // Makes room for attention of so many heads, `group` of them to a kv head.
     void reserve_attention(int heads, int group, int head_dim);
     void add_operator(std::unique_ptr<Operator> op) {
+        require_open();
         stages_.push_back(std::make_unique<Stage>(threads_));
         operators_.push_back(std::move(op));
     }
@@ -122,9 +128,12 @@ class Step {
     // Runs the pass and returns the number of rows of logits: 0, 1 or pass.count.
     int run(const Pass& pass);
 
-    const float* logits() const { return logits_.get(); }
+    const std::shared_ptr<float[]>& logits() const { return logits_; }
+    bool is_bound() const { return bound_; }
     int vocab_size() const { return vocab_size_; }
     size_t operators() const { return operators_.size(); }
+    size_t buffers() const { return buffers_.size(); }
+    size_t matrices() const { return matrices_.size(); }
     int max_tokens() const { return max_tokens_; }
     int capacity() const { return cache_.capacity; }
     const char* isa() const { return kernels_.name; }
@@ -145,6 +154,7 @@ class Step {
     int half() const { return static_cast<int>(inverse_frequencies_.size()); }
 
   private:
+    void require_open() const { require(!bound_, "nothing can be added after bind()"); }
     void prepare_rotation(const Pass& pass);
     void work(int member, uint32_t run);
 
@@ -160,7 +170,9 @@ class Step {
     std::vector<std::unique_ptr<Operator>> operators_;
     std::vector<std::unique_ptr<Stage>> stages_;  // of the operators
     std::vector<Scratch> scratch_;
-    Aligned<float> shared_input_, cosines_, sines_, logits_, attention_states_;
+    Aligned<float> shared_input_, cosines_, sines_, attention_states_;
+    std::shared_ptr<float[]> logits_;
+    bool bound_ = false;
     int logits_rows_ = 0;
     size_t attention_scratch_ = 0;      // floats, of each thread
     size_t queries_ = 0;                // floats, of each thread
