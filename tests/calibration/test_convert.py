@@ -15,8 +15,8 @@ from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import load_converted
 from speq.checkpoint.restore import restore
 from speq.errors import SpeqError
-from speq.models.config import model_config
 from speq.models.model import Engine
+from speq.models.tensors import fit_source
 from speq.models.tokenizer import Tokenizer
 
 
@@ -92,7 +92,7 @@ def test_another_conversion_is_not_taken_for_it(paths, tiny_checkpoint):
 def test_without_a_tokenizer_it_says_so(write_checkpoint, tmp_path):
     source = write_checkpoint(tmp_path / "source")
     (source / "tokenizer.json").unlink()
-    report = convert(source, tmp_path / "out", calibration=Calibration(), check=model_config)
+    report = convert(source, tmp_path / "out", calibration=Calibration(), check=fit_source)
     assert any("not calibrated: the checkpoint has no tokenizer" in note for note in report.notes)
     convert(source, tmp_path / "plain")
     plain, same = (load_converted(tmp_path / name).split for name in ("plain", "out"))

@@ -69,7 +69,7 @@ class GGUFFile:
             self.metadata[key] = self._value(self._scalar("I"))
         infos = [self._tensor_info() for _ in range(tensor_count)]
         alignment = self.metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1:
+        if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1:
             raise ValueError(alignment)
         start = -(-self._at // alignment) * alignment
         end = start

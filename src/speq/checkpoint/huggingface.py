@@ -108,7 +108,7 @@ def _weight_map(index_path: Path) -> dict[str, str]:
     if not isinstance(shard_of, dict) or not shard_of:
         raise SpeqError(f"{index_path} has no weight_map; copy or download it again")
     for name, shard in shard_of.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
             raise SpeqError(f"{index_path}: tensor {name} is in {shard!r}, which is no file name")
     return shard_of
 
