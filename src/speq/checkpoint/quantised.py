@@ -62,6 +62,7 @@ def quantisation_method(dtypes: Mapping[str, str]) -> Quantisation | None:
     for name, dtype in dtypes.items():
         if dtype in _FLOAT8:
             return Quantisation(f"FP8 ({dtype})", name)
+    for name in dtypes:
         if name.endswith((".weight_scale", ".weight_scales")):
-            return Quantisation("scaled integers or FP8", name)
+            return Quantisation("scaled integers", name)
     return None

@@ -26,7 +26,7 @@ _LOGITS = {"none": 0, "last": 1, "all": 2}
 
 
 def matrix(tensor: SplitTensor) -> _native.Matrix:
-    """The native view of a split tensor, over the same memory: the tensor must outlive it."""
+    """The native view of a split tensor, over the same memory, which it keeps alive."""
     spec = tensor.spec
     return _native.Matrix.make(
         tensor.shape,
