@@ -37,6 +37,12 @@ def test_order_is_that_of_a_step(make_model: MakeModel) -> None:
     assert order == ["embed_tokens.weight", "layers.2", "layers.9", "layers.10", "norm.weight", "lm_head.weight"]
 
 
+def test_names_of_any_kind_have_an_order(make_model: MakeModel) -> None:
+    row = ("BF16", np.zeros((1, 64), np.uint16))
+    names = ["model.layers." + "9" * 5000, "a.1.\u00b2", "a.\u0661.b", "", "1", "layers.01.x", "layers.1.x"]
+    assert {info.name for info in open_source(make_model(dict.fromkeys(names, row))).tensors} == set(names)
+
+
 def test_no_tokenizer_is_a_note(make_model: MakeModel) -> None:
     assert "--ids" in open_source(make_model(llama_tensors(), tokenizer=False)).notes[0]
 

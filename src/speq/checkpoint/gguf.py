@@ -34,6 +34,8 @@ class GGUFSource:
             dithered.
     """
 
+    config_is, all_tensors_count = "metadata", True
+
     def __init__(self, path: Path, *, dither: int | None = None) -> None:
         from speq.checkpoint.gguf_tokenizer import build_tokenizer_files
 

@@ -26,6 +26,8 @@ class HuggingFaceSource:
         SpeqError: no config or safetensors weights, a missing or damaged shard, quantised weights.
     """
 
+    config_is, all_tensors_count = "config.json", False
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.resolve().name

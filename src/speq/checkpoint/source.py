@@ -56,6 +56,9 @@ class Source(Protocol):
         name: what to call the model.
         path: the file or directory it was opened from.
         config: the keys of a Hugging Face ``config.json``.
+        config_is: what to call the place that the config was read from.
+        all_tensors_count: whether a tensor that the model does not read would be read elsewhere, so that leaving it out
+            changes the model; else it is ignored elsewhere, too.
         tensors: all tensors, in the order they are to be stored.
         notes: one line each about what reading them changes.
         originals: the names that tensors had where they came from, of those that had others or several.
@@ -66,6 +69,8 @@ class Source(Protocol):
     name: str
     path: Path
     config: dict[str, Any]
+    config_is: str
+    all_tensors_count: bool
     tensors: list[TensorInfo]
     notes: list[str]
     originals: dict[str, list[str]]
@@ -96,6 +101,7 @@ class NamedSource:
     ) -> None:
         self._source, self._stored = source, stored
         self.name, self.path, self.config = source.name, source.path, source.config
+        self.config_is, self.all_tensors_count = source.config_is, source.all_tensors_count
         self.files, self.weight_files = source.files, source.weight_files
         self.tensors = sorted(tensors, key=lambda info: natural_order(info.name))
         self.notes = notes
@@ -110,7 +116,8 @@ def natural_order(name: str) -> tuple[int, list[tuple[int, str]]]:
     """Sort key for the order a step reads them in: embeddings, layers in numeric order, the final norm, the head."""
     layered = re.search(r"\.\d+\.", name) is not None
     group = 1 if layered else 0 if "embed" in name else 2 if "norm" in name else 3
-    return group, [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"(\d{1,18})", name)  # longer runs of digits are no numbers of layers
+    return group, [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def open_source(path: Path, *, dither: int | None = None) -> Source:

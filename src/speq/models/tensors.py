@@ -73,8 +73,7 @@ def fit_source(source: Source) -> Source:
 
 def _fit_source(source: Source) -> Source:
     model = model_config(source.config)
-    is_gguf = not source.path.is_dir()
-    layers = {int(part) for info in source.tensors for part in info.name.split(".") if part.isdecimal()}
+    layers = {part for info in source.tensors for part in info.name.split(".") if part.isdecimal()}
     # No more layers than there are tensors of: the count in the config is not to be trusted yet.
     known = set(weight_shapes(replace(model, tied_head=False, layers=min(model.layers, len(layers) + 1))))
     stored: dict[str, list[str]] = {}
@@ -90,13 +89,13 @@ def _fit_source(source: Source) -> Source:
             stored[EMBEDDING] += stored.pop(HEAD)
     infos = {info.name: info for info in source.tensors}
     tensors = [replace(infos[names[0]], name=name) for name, names in stored.items()]
-    read = fit(source.config, {info.name: info.shape for info in tensors}, "metadata" if is_gguf else "config.json")
+    read = fit(source.config, {info.name: info.shape for info in tensors}, source.config_is)
     needed = weight_shapes(read)
     for info in tensors:
         if info.name in needed:
             _check_kind(info)
     unread = [info.name for info in tensors if info.name not in needed and not info.name.endswith(_HARMLESS)]
-    if unread and is_gguf:
+    if unread and source.all_tensors_count:
         raise SpeqError(f"the model does not read the tensor {unread[0]}; leaving it out would change the model")
     return NamedSource(source, tensors, stored, [*source.notes, *_unread_note(unread)])
 

@@ -37,9 +37,13 @@ struct BoundMatrix {
     Held planes;
 };
 
-struct BoundStep : Step {
-    using Step::Step;
+struct HeldArrays {
     Held held;
+};
+
+// The arrays go after the step, and so after its threads.
+struct BoundStep : HeldArrays, Step {
+    using Step::Step;
 };
 
 BoundMatrix make_matrix(std::tuple<int64_t, int64_t> shape, const std::string& dtype, int residual_bits,
