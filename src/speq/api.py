@@ -285,12 +285,13 @@ def load(
     from speq.checkpoint.converted import load_converted
     from speq.locate import converted_model
     from speq.models.model import Engine as ModelEngine
+    from speq.models.tensors import fit
     from speq.models.tokenizer import Tokenizer, end_ids
     from speq.processors import checked_threads
 
     threads = checked_threads(threads)
     path = converted_model(str(name), progress=progress, threads=threads)
-    converted = load_converted(path, threads=threads)
+    converted = load_converted(path, threads=threads, check=fit)
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context)
     tokenizer = Tokenizer(path) if converted.tokenizer else None
     ends = tokenizer.eos_ids if tokenizer else end_ids(path)

@@ -59,6 +59,14 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
         b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
         b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "v": {"dtype": "F32", "shape": [1], '
         b'"data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "v": {"dtype": "F32", "shape": '
+        b'[0, 4611686018427387904, 4], "data_offsets": [4, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [' + b"1," * 99 + b'1], "data_offsets": [0, 4]}}',
+        b'{"w": ' + b"[" * 200000 + b"}",
     ],
 )
 def test_senseless_headers_are_refused(tmp_path: Path, header: bytes) -> None:

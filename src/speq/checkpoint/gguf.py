@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from speq.checkpoint.gguf_config import build_config, hugging_face_name, rotary_row_order
 from speq.checkpoint.gguf_dither import DITHERABLE, add_noise, step_sizes
 from speq.checkpoint.gguf_file import GGUFFile
-from speq.checkpoint.huggingface import natural_order
-from speq.checkpoint.source import TensorInfo
+from speq.checkpoint.source import TensorInfo, natural_order
 from speq.errors import SpeqError
 
 
@@ -35,11 +34,14 @@ class GGUFSource:
             dithered.
     """
 
+    config_is, all_tensors_count = "metadata", True
+
     def __init__(self, path: Path, *, dither: int | None = None) -> None:
         from speq.checkpoint.gguf_tokenizer import build_tokenizer_files
 
         self.path = path
         self.weight_files = [path]
+        self.originals: dict[str, list[str]] = {}
         self._file = GGUFFile(path)
         self._dither = dither
         self.name = str(self._file.metadata.get("general.name") or path.stem)
@@ -78,19 +80,19 @@ class GGUFSource:
     def _check_attention(self) -> None:
         """Refuse query and key matrices whose rows are not the heads that the metadata tells of."""
         rows_of = {
-            "self_attn.q_proj.weight": int(self.config["num_attention_heads"]) * int(self.config["head_dim"]),
-            "self_attn.k_proj.weight": int(self.config["num_key_value_heads"]) * int(self.config["head_dim"]),
+            "q_proj": int(self.config["num_attention_heads"]) * int(self.config["head_dim"]),
+            "k_proj": int(self.config["num_key_value_heads"]) * int(self.config["head_dim"]),
         }
         for info in self.tensors:
-            rows = rows_of.get(info.name.split(".", 3)[-1], info.shape[0])
+            rows = rows_of.get(info.name.split(".")[-2], info.shape[0])
             if info.shape[0] != rows:
                 raise SpeqError(f"{self.path}: {info.name} has {info.shape[0]} rows where its heads need {rows}")
 
     def _decode(self, kind: str, data: NDArray[np.uint8]) -> NDArray[Any]:
         if kind in ("F16", "BF16"):
             return data.view("<u2")
-        if kind == "F32":
-            return data.view("<f4")
+        if kind in ("F32", "F64"):
+            return data.view("<f4" if kind == "F32" else "<f8")
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
@@ -119,6 +121,8 @@ class GGUFSource:
                 + ", ".join(DITHERABLE)
             )
         tensor = self._file.tensors[self._stored[info.name]]
+        if not info.size:
+            raise SpeqError(f"{self.path}: tensor {info.name} is empty; copy or download it again")
         try:
             self._decode(tensor.type, tensor.data[:1])
         except NotImplementedError:

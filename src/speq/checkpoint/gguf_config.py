@@ -83,7 +83,7 @@ def build_config(file: GGUFFile) -> dict[str, Any]:
     architecture = str(metadata.get("general.architecture"))
     if architecture not in ARCHITECTURES:
         raise SpeqError(f"{file.path} holds the architecture {architecture}; supported are {', '.join(ARCHITECTURES)}")
-    if int(metadata.get("split.count", 1)) > 1:
+    if metadata.get("split.count", 1) not in (0, 1):
         raise SpeqError(f"{file.path} is one part of a split GGUF; merge the parts first (llama-gguf-split --merge)")
 
     def get(key: str, default: Any = None) -> Any:
@@ -94,17 +94,20 @@ def build_config(file: GGUFFile) -> dict[str, Any]:
             raise SpeqError(f"{file.path}: {architecture}.{key} differs per layer, which is not supported")
         return _shortest(value) if isinstance(value, float) else value
 
+    def count(key: str, default: int | None = None) -> int:
+        value = get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SpeqError(f"{file.path}: {architecture}.{key} is {value!r}, must be a positive whole number")
+        return value
+
     if get("expert_count", 0):
         raise SpeqError(f"{file.path} is a mixture of experts, which is not supported")
     for required in ("token_embd.weight", "output_norm.weight"):
         if required not in tensors:
             raise SpeqError(f"{file.path} lacks the tensor {required}; copy or download it again")
-    hidden, heads = int(get("embedding_length")), int(get("attention.head_count"))
-    head_dim = int(get("attention.key_length", hidden // heads))
-    if (
-        int(get("rope.dimension_count", head_dim)) != head_dim
-        or int(get("attention.value_length", head_dim)) != head_dim
-    ):
+    hidden, heads = count("embedding_length"), count("attention.head_count")
+    head_dim = count("attention.key_length", hidden // heads)
+    if count("rope.dimension_count", head_dim) != head_dim or count("attention.value_length", head_dim) != head_dim:
         raise SpeqError(
             f"{file.path} rotates only part of each head (or has unlike keys and values), which is not supported"
         )
@@ -113,12 +116,12 @@ def build_config(file: GGUFFile) -> dict[str, Any]:
         "model_type": architecture,
         "hidden_act": "silu",
         "hidden_size": hidden,
-        "intermediate_size": int(get("feed_forward_length")),
-        "num_hidden_layers": int(get("block_count")),
+        "intermediate_size": count("feed_forward_length"),
+        "num_hidden_layers": count("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": int(get("attention.head_count_kv", heads)),
+        "num_key_value_heads": count("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "max_position_embeddings": int(get("context_length")),
+        "max_position_embeddings": count("context_length"),
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
         "rope_theta": get("rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(file, get, head_dim),

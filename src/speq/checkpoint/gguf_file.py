@@ -22,6 +22,7 @@ from speq.errors import SpeqError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_MOST_DIMENSIONS = 4
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class GGUFFile:
         self._at = 4
         try:
             self._parse()
-        except (struct.error, IndexError, ValueError, KeyError, RecursionError):
+        except (struct.error, IndexError, ValueError, KeyError, OverflowError, RecursionError):
             raise SpeqError(f"{path} is truncated or damaged; copy or download it again") from None
 
     def _parse(self) -> None:
@@ -74,16 +75,30 @@ class GGUFFile:
         tensor_count, key_count = self._scalar("Q"), self._scalar("Q")
         for _ in range(key_count):
             key = self._string()
+            if key in self.metadata:
+                raise SpeqError(f"{self.path} has the metadata key {key} twice; copy or download it again")
             self.metadata[key] = self._value(self._scalar("I"))
         infos = [self._tensor_info() for _ in range(tensor_count)]
-        alignment = int(self.metadata.get("general.alignment", 32))
+        alignment = self.metadata.get("general.alignment", 32)
+        if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(alignment)
         start = -(-self._at // alignment) * alignment
-        for name, shape, type_id, offset in infos:
+        end = start
+        for name, shape, type_id, offset in sorted(infos, key=lambda info: info[3]):
+            if name in self.tensors or start + offset < end:
+                raise SpeqError(
+                    f"{self.path}: tensor {name} is there twice or overlaps another; copy or download it again"
+                )
             self.tensors[name] = self._tensor(name, shape, type_id, start + offset)
+            end = start + offset + self.tensors[name].data.nbytes
+        self.tensors = {name: self.tensors[name] for name, *_ in infos}
 
     def _tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
-        shape = tuple(self._scalar("Q") for _ in range(self._scalar("I")))
+        dimensions = self._scalar("I")
+        if dimensions > _MOST_DIMENSIONS:
+            raise ValueError(name)
+        shape = tuple(self._scalar("Q") for _ in range(dimensions))
         return name, shape[::-1], self._scalar("I"), self._scalar("Q")
 
     def _tensor(self, name: str, shape: tuple[int, ...], type_id: int, begin: int) -> GGUFTensor:

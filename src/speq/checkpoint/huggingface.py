@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from speq.checkpoint.foreign import describe_file
+from speq.checkpoint.quantised import quantisation_method
 from speq.checkpoint.safetensors import SafetensorsFile
-from speq.checkpoint.source import FLOATS, INTEGERS, TensorInfo
+from speq.checkpoint.source import FLOATS, INTEGERS, TensorInfo, natural_order
 from speq.errors import SpeqError
 
 CARRIED = (
@@ -28,16 +28,18 @@ class HuggingFaceSource:
         SpeqError: no config or safetensors weights, a missing or damaged shard, quantised weights.
     """
 
+    config_is, all_tensors_count = "config.json", False
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.resolve().name
         self.config = read_json(path / "config.json", f"{path} is no model directory: it has no config.json")
         if quantisation := self.config.get("quantization_config"):
             method = quantisation.get("quant_method", "unknown") if isinstance(quantisation, dict) else "unknown"
-            raise SpeqError(
-                f"{path} holds weights quantised with {method}; speq needs the 16-bit checkpoint (or a GGUF)"
-            )
+            raise _quantised(path, str(method))
         self._files = _open_weights(path)
+        if found := quantisation_method({name: file.entries[name].dtype for name, file in self._files.items()}):
+            raise _quantised(path, f"{found.method} (tensor {found.tensor})")
         self.weight_files = [file.path for file in dict.fromkeys(self._files.values())]
         infos = [
             TensorInfo(name, file.entries[name].shape, file.entries[name].dtype) for name, file in self._files.items()
@@ -47,6 +49,7 @@ class HuggingFaceSource:
                 raise SpeqError(f"{path}: tensor {info.name} is {info.dtype}; speq needs F16, BF16 or F32 weights")
         self.tensors = sorted(infos, key=lambda info: natural_order(info.name))
         self.notes: list[str] = []
+        self.originals: dict[str, list[str]] = {}
         self.files = {name: (path / name).read_bytes() for name in CARRIED if (path / name).is_file()}
         if "tokenizer.json" not in self.files:
             self.notes.append("no tokenizer.json: text needs one, token ids (--ids) do not")
@@ -55,13 +58,6 @@ class HuggingFaceSource:
         """Rows of a tensor as a view of the mapped file; 16-bit floats as uint16 bits."""
         array = self._files[name].array(name)
         return array if array.ndim == 0 else array[start:stop]
-
-
-def natural_order(name: str) -> tuple[int, list[tuple[int, str]]]:
-    """Sort key for the order a step reads them in: embeddings, layers in numeric order, the final norm, the head."""
-    layered = re.search(r"\.\d+\.", name) is not None
-    group = 1 if layered else 0 if "embed" in name else 2 if "norm" in name else 3
-    return group, [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:
@@ -78,29 +74,52 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
     return content
 
 
+def _quantised(path: Path, method: str) -> SpeqError:
+    return SpeqError(f"{path} holds weights quantised with {method}; speq needs the 16-bit checkpoint (or a GGUF)")
+
+
 def _open_weights(path: Path) -> dict[str, SafetensorsFile]:
-    """Each tensor's name with the opened file that holds it."""
+    """Each tensor's name with the opened file that holds it: all tensors of all shards, as transformers reads them."""
     index_path = path / "model.safetensors.index.json"
+    shard_of: dict[str, str] = {}
     if (path / "model.safetensors").is_file():
-        file = SafetensorsFile(path / "model.safetensors")
-        return dict.fromkeys(file.entries, file)
-    if index_path.is_file():
-        shard_of = read_json(index_path, "").get("weight_map")
-        if not isinstance(shard_of, dict):
-            raise SpeqError(f"{index_path} has no weight_map; copy or download it again")
-        shards = {shard: SafetensorsFile(path / shard) for shard in sorted(set(shard_of.values()))}
-        for name, shard in shard_of.items():
-            if name not in shards[shard].entries:
-                raise SpeqError(f"{path / shard} lacks the tensor {name}; copy or download it again")
-        return {name: shards[shard] for name, shard in shard_of.items()}
-    files = [SafetensorsFile(file) for file in sorted(path.glob("*.safetensors"))]
-    if not files:
-        others = [file for kind in _OTHER_WEIGHTS for file in sorted(path.glob(f"*{kind}"))]
-        hint = (
-            f"; {others[0].name} is there: "
-            + ("give that file's path" if others[0].suffix == ".gguf" else "save it as safetensors")
-            if others
-            else ""
-        )
-        raise SpeqError(f"{path} has no safetensors weights{hint}")
-    return {name: file for file in files for name in file.entries}
+        shards = ["model.safetensors"]
+    elif index_path.is_file():
+        shard_of = _weight_map(index_path)
+        shards = sorted(set(shard_of.values()))
+    else:
+        shards = sorted(file.name for file in path.glob("*.safetensors"))
+    if not shards:
+        raise _no_weights(path)
+    files = {shard: SafetensorsFile(path / shard) for shard in shards}
+    for name, shard in shard_of.items():
+        if name not in files[shard].entries:
+            raise SpeqError(f"{path / shard} lacks the tensor {name}; copy or download it again")
+    found = {name: files[shard] for name, shard in shard_of.items()}
+    for shard, file in files.items():
+        for name in file.entries:
+            if name not in shard_of and found.setdefault(name, file) is not file:
+                raise SpeqError(
+                    f"the tensor {name} is both in {found[name].path} and in {shard}; move one of the files away"
+                )
+    return found
+
+
+def _weight_map(index_path: Path) -> dict[str, str]:
+    """The index's shard of each tensor."""
+    shard_of = read_json(index_path, "").get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise SpeqError(f"{index_path} has no weight_map; copy or download it again")
+    for name, shard in shard_of.items():
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
+            raise SpeqError(f"{index_path}: tensor {name} is in {shard!r}, which is no file name")
+    return shard_of
+
+
+def _no_weights(path: Path) -> SpeqError:
+    other = next((file for kind in _OTHER_WEIGHTS for file in sorted(path.glob(f"*{kind}"))), None)
+    hint = ""
+    if other:
+        way_out = "give that file's path" if other.suffix == ".gguf" else "save it as safetensors"
+        hint = f"; {other.name} is there: {way_out}"
+    return SpeqError(f"{path} has no safetensors weights{hint}")

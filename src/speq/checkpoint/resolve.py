@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from speq.checkpoint.job import Options, job_of
 from speq.checkpoint.pull import pull, pull_record
 from speq.checkpoint.recode import Calibration, identity_for
 from speq.checkpoint.rounding import DTYPES
-from speq.checkpoint.source import identity
+from speq.checkpoint.source import Check, identity
 from speq.checkpoint.storage import Progress, cache_dir, expanded
 from speq.errors import SpeqError
 
@@ -31,7 +30,7 @@ def resolve(
     dither: int | None = None,
     calibration: Calibration | None = None,
     threads: int | None = None,
-    check: Callable[[dict[str, Any]], object] | None = None,
+    check: Check | None = None,
 ) -> Path:
     """The converted checkpoint of a model.
 
@@ -42,7 +41,7 @@ def resolve(
             given.
         calibration: for a conversion; what is converted already is taken as it is.
         threads: for the conversion; None for all cores.
-        check: called with the config before a conversion, to refuse a model by raising.
+        check: called with the source before a conversion, to refuse it by raising; what it returns is converted.
 
     Raises:
         SpeqError: nothing of that name, or what fetching or converting it says.

@@ -63,7 +63,7 @@ def convert(src: str, dst: Path, group_size: str, calibrate: bool, **options: An
     from speq.calibration import Calibration
     from speq.checkpoint.convert import convert as convert_files
     from speq.checkpoint.resolve import locate
-    from speq.models.config import model_config
+    from speq.models.tensors import fit_source
 
     with ProgressBars() as progress:
         source = locate(src, progress)
@@ -72,7 +72,7 @@ def convert(src: str, dst: Path, group_size: str, calibrate: bool, **options: An
             dst,
             group_size=int(group_size),
             calibration=Calibration() if calibrate else None,
-            check=model_config,
+            check=fit_source,
             progress=progress,
             **options,
         )

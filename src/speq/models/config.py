@@ -14,6 +14,11 @@ from typing import Any, Literal
 from speq.errors import SpeqError
 from speq.models.rope import RotaryFrequencies, rotary_frequencies
 
+MOST = 2**31 - 1
+"""The largest count: native code keeps them in 32 bits."""
+
+MOST_LAYERS = 65536
+
 
 @dataclass(frozen=True)
 class Family:
@@ -80,7 +85,8 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
-        named = model_type or next(iter(config.get("architectures") or []), "unnamed")
+        listed = config.get("architectures")
+        named = model_type or (listed[0] if isinstance(listed, list) and listed else "unnamed")
         raise SpeqError(
             f"config.json: architecture {named!r} is not supported; supported are "
             f"{', '.join(FAMILIES)} (SmolLM2 is a llama, Qwen2.5 a qwen2)"
@@ -96,8 +102,8 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         raise SpeqError(f"config.json: {heads} attention heads cannot share {kv_heads} key-value heads evenly")
     if head_dim % 2:
         raise SpeqError(f"config.json: head_dim {head_dim} is odd, rotary embedding needs pairs")
-    layers = _count(entries, "num_hidden_layers")
-    attention_bias = bool(config.get("attention_bias", False))
+    layers = _count(entries, "num_hidden_layers", most=MOST_LAYERS)
+    attention_bias = _flag(entries, "attention_bias")
     return ModelConfig(
         model_type=str(model_type),
         vocab_size=_count(entries, "vocab_size"),
@@ -111,7 +117,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         qkv_bias=family.qkv_bias == "always" or (family.qkv_bias == "option" and attention_bias),
         output_bias=family.output_bias == "option" and attention_bias,
         qk_norm=family.qk_norm,
-        tied_head=bool(config.get("tie_word_embeddings", False)),
+        tied_head=_flag(entries, "tie_word_embeddings"),
         windows=_windows(entries, family, layers),
         rotary=rotary_frequencies(config, head_dim, _count(entries, "max_position_embeddings")),
     )
@@ -123,8 +129,8 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
         raise SpeqError(f"config.json: hidden_act {activation!r} is not supported; supported is 'silu'")
     if config.get("mlp_bias"):
         raise SpeqError("config.json: mlp_bias is not supported")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unnamed")
+    if quantisation := config.get("quantization_config"):
+        method = quantisation.get("quant_method", "unnamed") if isinstance(quantisation, Mapping) else "unnamed"
         raise SpeqError(f"config.json: quantization_config ({method}) is not supported; use the 16-bit checkpoint")
 
 
@@ -133,14 +139,18 @@ def _windows(entries: Mapping[str, Any], family: Family, layers: int) -> tuple[i
         return (None,) * layers
     if family.window == "all":
         return (_count(entries, "sliding_window"),) * layers
-    if not entries.get("use_sliding_window", False):
+    if not _flag(entries, "use_sliding_window"):
         return (None,) * layers
     window = _count(entries, "sliding_window")
     first = entries.get("max_window_layers", 28)
+    if isinstance(first, bool) or not isinstance(first, int):
+        raise SpeqError(f"config.json: 'max_window_layers' is {first!r}, must be a whole number")
     kinds = entries.get("layer_types") or [
         "full_attention" if layer < first else "sliding_attention" for layer in range(layers)
     ]
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if not isinstance(kinds, list):
+        raise SpeqError(f"config.json: 'layer_types' is {kinds!r}, must be a list")
+    unknown = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
     if unknown:
         raise SpeqError(f"config.json: layer type {unknown[0]!r} is not supported")
     if len(kinds) != layers:
@@ -148,12 +158,21 @@ def _windows(entries: Mapping[str, Any], family: Family, layers: int) -> tuple[i
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
-def _count(entries: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def _count(entries: Mapping[str, Any], key: str, default: int | None = None, most: int = MOST) -> int:
     value = entries.get(key, default)
     if value is None:
         raise SpeqError(f"config.json: {key!r} is missing")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise SpeqError(f"config.json: {key!r} is {value!r}, must be a positive whole number")
+    if value > most:
+        raise SpeqError(f"config.json: {key!r} is {value}, must be at most {most}")
+    return value
+
+
+def _flag(entries: Mapping[str, Any], key: str) -> bool:
+    value = entries.get(key, False)
+    if not isinstance(value, bool):
+        raise SpeqError(f"config.json: {key!r} is {value!r}, must be true or false")
     return value
 
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from speq.errors import SpeqError
 from speq.kernels.step import Logits, Step, Weights
 from speq.models.cache import KVCache
-from speq.models.config import ModelConfig, model_config
-from speq.models.decoder import build_program, weight_shapes
+from speq.models.config import ModelConfig
+from speq.models.decoder import build_program
+from speq.models.tensors import fit
 from speq.turns import Turns
 
 Backend: TypeAlias = Literal["native", "reference"]
@@ -63,8 +64,7 @@ class Engine:
             SpeqError: unsupported model, missing or misshapen weights, or a context that the model is not made for.
         """
         config, weights = model if isinstance(model, tuple) else (model.config, {**model.raw, **model.split})
-        self.config: ModelConfig = model_config(config)
-        _check_weights(weights, self.config)
+        self.config: ModelConfig = fit(config, {name: weight.shape for name, weight in weights.items()})
         limit = self.config.context_length
         if context is not None and not 0 < context <= limit:
             raise SpeqError(f"a context of {context} tokens is outside what the model is made for, 1 to {limit}")
@@ -148,11 +148,3 @@ def _bind(
     from speq.kernels.native import NativeStep
 
     return NativeStep(program, weights, cache, max_tokens, threads=threads)
-
-
-def _check_weights(weights: Weights, config: ModelConfig) -> None:
-    for name, shape in weight_shapes(config).items():
-        if name not in weights:
-            raise SpeqError(f"the checkpoint has no tensor {name!r}, which its config.json calls for")
-        if tuple(weights[name].shape) != shape:
-            raise SpeqError(f"tensor {name!r} has shape {tuple(weights[name].shape)}, config.json implies {shape}")

@@ -26,7 +26,7 @@ _LOGITS = {"none": 0, "last": 1, "all": 2}
 
 
 def matrix(tensor: SplitTensor) -> _native.Matrix:
-    """The native view of a split tensor, over the same memory: the tensor must outlive it."""
+    """The native view of a split tensor, over the same memory, which it keeps alive."""
     spec = tensor.spec
     return _native.Matrix.make(
         tensor.shape,
@@ -64,7 +64,9 @@ class NativeStep:
         isa: kernels to use, by default ``SPEQ_ISA`` or the best this machine can run.
 
     Raises:
-        SpeqError: ``isa`` is not available here, or the system does not start so many threads.
+        SpeqError: ``isa`` is not available here, the system does not start so many threads, or a weight is of another
+            kind.
+        ValueError: a weight or a buffer has another width than an operator needs.
     """
 
     def __init__(
@@ -146,14 +148,14 @@ class NativeStep:
     def _split(self, name: str) -> SplitTensor:
         tensor = self._weights[name]
         if not isinstance(tensor, SplitTensor):
-            raise TypeError(f"{name} must be a split matrix")
+            raise SpeqError(f"{name} is not stored as a split matrix; convert the model again")
         return tensor
 
     def _vector(self, name: str) -> NDArray[np.float32]:
         if name not in self._vectors:
             vector = self._weights[name]
             if isinstance(vector, SplitTensor):
-                raise TypeError(f"{name} must be a vector")
+                raise SpeqError(f"{name} is stored as a split matrix, not as a vector; convert the model again")
             self._vectors[name] = np.ascontiguousarray(vector, dtype=np.float32)
         return self._vectors[name]
 

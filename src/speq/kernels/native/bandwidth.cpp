@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "aligned.h"
+#include "checks.h"
 #include "released.h"
 #include "threads.h"
 
@@ -30,6 +31,7 @@ uint64_t sum_words(const uint64_t* words, size_t count) {
 
 // Bytes per second of the best of `repeats` passes of `threads` threads over `bytes` bytes.
 double read_bandwidth(size_t bytes, int threads, int repeats) {
+    speq::require(threads >= 1 && repeats >= 1, "threads and repeats must be positive");
     const size_t words = bytes / sizeof(uint64_t);
     const auto memory = speq::make_aligned<uint64_t>(words);
     std::fill_n(memory.get(), words, 1);  // pages that nobody wrote to would all be one, in the cache

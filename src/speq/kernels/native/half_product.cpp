@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <barrier>
 #include <chrono>
-#include <stdexcept>
 
+#include "arrays.h"
 #include "half.h"
 #include "released.h"
 #include "threads.h"
@@ -80,12 +80,12 @@ Rows best_rows() {
 }
 
 // Fills y and returns the seconds that it took `threads` threads, the time to start them not counted.
-double half_product(nb::ndarray<const uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> weights,
-                    nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu> x,
-                    nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu> y, int threads) {
+double half_product(speq::Table<const uint16_t> weights, speq::Vector<const float> x, speq::Vector<float> y,
+                    int threads) {
     const size_t rows = weights.shape(0), columns = weights.shape(1);
-    if (x.shape(0) != columns || y.shape(0) != rows) throw std::invalid_argument("x or y has another width");
-    if (threads < 1) throw std::invalid_argument("threads must be positive");
+    speq::require(x.shape(0) == columns && y.shape(0) == rows, "x or y has another width");
+    speq::require(threads >= 1, "threads must be positive");
+    speq::require_aligned(weights, x, y);
     const Rows product = best_rows();
     const size_t share = (rows / threads + kRows) / kRows * kRows;
     const speq::Released released;
@@ -108,4 +108,6 @@ double half_product(nb::ndarray<const uint16_t, nb::ndim<2>, nb::c_contig, nb::d
 
 }  // namespace
 
-void bind_half_product(nb::module_& m) { m.def("half_product", &half_product); }
+void bind_half_product(nb::module_& m) {
+    m.def("half_product", &half_product, nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg());
+}

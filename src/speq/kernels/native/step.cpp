@@ -22,12 +22,15 @@ Step::Step(const std::string& isa, int threads, int max_tokens, Cache cache, std
       team_(threads, [this](int member, uint32_t run) { work(member, run); }) {}
 
 int Step::add_buffer(int width) {
+    require_open();
+    require(width >= 1 && width <= kMostWidth, "a buffer cannot have " + std::to_string(width) + " columns");
     const int stride = (width + kBlock - 1) / kBlock * kBlock;
     buffers_.push_back({width, stride, make_aligned<float>(static_cast<size_t>(max_tokens_) * stride)});
     return static_cast<int>(buffers_.size()) - 1;
 }
 
 int Step::add_matrix(const SplitWeight& weight) {
+    require_open();
     auto deltas = escape_deltas(weight);
     SplitWeight complete = weight;
     complete.escape_deltas = deltas.get();
@@ -46,6 +49,7 @@ void Step::reserve_attention(int heads, int group, int head_dim) {
 }
 
 void Step::bind() {
+    require_open();
     int columns = 0;
     for (const auto& m : matrices_) columns = std::max(columns, m.weight.padded_columns());
     scratch_.resize(threads_);
@@ -66,6 +70,7 @@ void Step::bind() {
     shared_input_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * columns);
     cosines_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * half());
     sines_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * half());
+    bound_ = true;
 }
 
 void Step::prepare_rotation(const Pass& pass) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "aligned.h"
+#include "checks.h"
 #include "kernels.h"
 #include "thread_team.h"
 
@@ -36,7 +37,7 @@ struct Buffer {  // float32 [max_tokens, stride]; columns width..stride-1 are al
 struct Cache {
     uint16_t* keys = nullptr;
     uint16_t* values = nullptr;
-    int kv_heads = 0, capacity = 0, head_dim = 0;
+    int layers = 0, kv_heads = 0, capacity = 0, head_dim = 0;
     size_t offset(int layer, int kv_head, int position) const {
         return ((static_cast<size_t>(layer) * kv_heads + kv_head) * capacity + position) * head_dim;
     }
@@ -56,6 +57,7 @@ struct Matrix {  // a split weight with the kernels for its format
 struct Norm {
     const float* weight = nullptr;  // null: no normalisation
     float eps = 0;
+    size_t width = 0;
 };
 
 struct Scratch {                // of one thread
@@ -110,6 +112,9 @@ class Operator {
     virtual void run(Step& step, const Pass& pass, Tasks& tasks, int member) = 0;
 };
 
+// Limits that keep the sizes of a step within their types, far beyond any model: columns of a buffer, tokens of a pass.
+constexpr int kMostWidth = 1 << 22, kMostTokens = 1 << 16;
+
 class Step {
   public:
     Step(const std::string& isa, int threads, int max_tokens, Cache cache, std::vector<float> inverse_frequencies,
@@ -120,6 +125,7 @@ class Step {
     // Makes room for attention of so many heads, `group` of them to a kv head.
     void reserve_attention(int heads, int group, int head_dim);
     void add_operator(std::unique_ptr<Operator> op) {
+        require_open();
         stages_.push_back(std::make_unique<Stage>(threads_));
         operators_.push_back(std::move(op));
     }
@@ -131,8 +137,11 @@ class Step {
     // is theirs to arrange. Throws UserError in a process that was forked from the one that made the step.
     Output run(const Pass& pass);
 
+    bool is_bound() const { return bound_; }
     int vocab_size() const { return vocab_size_; }
     size_t operators() const { return operators_.size(); }
+    size_t buffers() const { return buffers_.size(); }
+    size_t matrices() const { return matrices_.size(); }
     int max_tokens() const { return max_tokens_; }
     int capacity() const { return cache_.capacity; }
     const char* isa() const { return kernels_.name; }
@@ -153,6 +162,7 @@ class Step {
     int half() const { return static_cast<int>(inverse_frequencies_.size()); }
 
   private:
+    void require_open() const { require(!bound_, "nothing can be added after bind()"); }
     std::shared_ptr<float[]> take_logits(int rows);
     void prepare_rotation(const Pass& pass);
     void work(int member, uint32_t run);
@@ -170,6 +180,7 @@ class Step {
     std::vector<std::unique_ptr<Stage>> stages_;  // of the operators
     std::vector<Scratch> scratch_;
     Aligned<float> shared_input_, cosines_, sines_, attention_states_;
+    bool bound_ = false;
     Output output_;                       // of the current run
     std::array<Output, 2> used_outputs_;  // memory of earlier ones: one that the caller may still hold, one to fill
     size_t attention_scratch_ = 0;        // floats, of each thread

@@ -93,7 +93,7 @@ class Linear final : public Operator {
             float values[kFewTokensChunk * kRowsPerBlock];
             gather_token(y, begin, end, t, input.count(), values);
             float* out = step.buffer(out_).row(t) + part.column + first;
-            if (part.bias)
+            if (part.has_bias)
                 for (int i = 0; i < rows; ++i) values[i] += part.bias[first + i];
             if (accumulate_)
                 for (int i = 0; i < rows; ++i) out[i] += values[i];
@@ -184,9 +184,62 @@ class Head final : public Operator {
 
 }  // namespace
 
-void add_embed(Step& step, int matrix, int out) { step.add_operator(std::make_unique<Embed>(matrix, out)); }
+void require_buffer(const Step& step, int index) {
+    if (index < 0 || static_cast<size_t>(index) >= step.buffers())
+        throw std::out_of_range("there is no buffer " + std::to_string(index));
+}
+
+void require_width(Step& step, int buffer, int64_t width) {
+    require_buffer(step, buffer);
+    require(step.buffer(buffer).width == width, "buffer " + std::to_string(buffer) + " has " +
+                                                    std::to_string(step.buffer(buffer).width) +
+                                                    " columns, the operator needs " + std::to_string(width));
+}
+
+void require_norm(const Norm& norm, int width) {
+    require(!norm.weight || norm.width == static_cast<size_t>(width),
+            "a norm has " + std::to_string(norm.width) + " weights for " + std::to_string(width) + " columns");
+}
+
+namespace {
+
+const SplitWeight& checked_matrix(const Step& step, int index) {
+    if (index < 0 || static_cast<size_t>(index) >= step.matrices())
+        throw std::out_of_range("there is no matrix " + std::to_string(index));
+    return step.matrix(index).weight;
+}
+
+// The rows of a matrix whose columns are those of its input.
+int rows_of_product(Step& step, int x, const Norm& norm, int matrix) {
+    const SplitWeight& weight = checked_matrix(step, matrix);
+    require_width(step, x, weight.columns);
+    require_norm(norm, weight.columns);
+    return weight.rows;
+}
+
+void require_vocabulary(const Step& step, const SplitWeight& weight) {
+    require(weight.rows == step.vocab_size(), "a matrix of " + std::to_string(weight.rows) +
+                                                  " rows for a vocabulary of " + std::to_string(step.vocab_size()));
+}
+
+}  // namespace
+
+void add_embed(Step& step, int matrix, int out) {
+    const SplitWeight& table = checked_matrix(step, matrix);
+    require_vocabulary(step, table);
+    require_width(step, out, table.columns);
+    step.add_operator(std::make_unique<Embed>(matrix, out));
+}
 
 void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& parts, int out, bool accumulate) {
+    require_buffer(step, out);
+    for (const LinearPart& part : parts) {
+        const int rows = rows_of_product(step, x, norm, part.matrix);
+        require(part.column >= 0 && int64_t{part.column} + rows <= step.buffer(out).width,
+                "the results of a product lie outside of their buffer");
+        require(!part.has_bias || part.bias.size() == static_cast<size_t>(rows),
+                "a bias has " + std::to_string(part.bias.size()) + " values for " + std::to_string(rows) + " rows");
+    }
     // Matrices of different dtypes want different inputs.
     for (auto first = parts.begin(); first != parts.end();) {
         const auto prepare = step.matrix(first->matrix).prepare_row;
@@ -199,6 +252,9 @@ void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& par
 }
 
 void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out) {
+    const int rows = rows_of_product(step, x, norm, gate);
+    require(rows_of_product(step, x, norm, up) == rows, "the gate and up matrices of a layer differ in rows");
+    require_width(step, out, rows);
     const auto prepare = step.matrix(gate).prepare_row;
     if (prepare != step.matrix(up).prepare_row)
         throw std::invalid_argument("the gate and up matrices of a layer have different dtypes");
@@ -207,6 +263,8 @@ void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out) {
 }
 
 void add_head(Step& step, int x, Norm norm, int matrix) {
+    rows_of_product(step, x, norm, matrix);
+    require_vocabulary(step, step.matrix(matrix).weight);
     step.add_operator(std::make_unique<MakeReady>(x, norm, step.matrix(matrix).prepare_row, true));
     step.add_operator(std::make_unique<Head>(x, norm, matrix));
 }
