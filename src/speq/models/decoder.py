@@ -80,8 +80,16 @@ def _layer(config: ModelConfig, layer: int) -> list[Op]:
             prefix + "mlp.up_proj.weight",
             "gated",
             norm=norm("post_attention_layernorm"),
+            gate_bias=prefix + "mlp.gate_proj.bias" if config.mlp_bias else None,
+            up_bias=prefix + "mlp.up_proj.bias" if config.mlp_bias else None,
         ),
-        Linear("gated", (prefix + "mlp.down_proj.weight",), "hidden", accumulate=True),
+        Linear(
+            "gated",
+            (prefix + "mlp.down_proj.weight",),
+            "hidden",
+            biases=(prefix + "mlp.down_proj.bias",) if config.mlp_bias else (),
+            accumulate=True,
+        ),
     ]
 
 
@@ -107,7 +115,8 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         if config.qk_norm:
             shapes[attention + "q_norm.weight"] = (config.head_dim,)
             shapes[attention + "k_norm.weight"] = (config.head_dim,)
-        shapes[prefix + "mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[prefix + "mlp.up_proj.weight"] = (inner, hidden)
-        shapes[prefix + "mlp.down_proj.weight"] = (hidden, inner)
+        for part, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
+            shapes[f"{prefix}mlp.{part}_proj.weight"] = (rows, columns)
+            if config.mlp_bias:
+                shapes[f"{prefix}mlp.{part}_proj.bias"] = (rows,)
     return shapes

@@ -139,6 +139,13 @@ Norm make_norm(const NormArgument& argument) {
     return {nb::cast<Vector<float>>(std::get<0>(argument)).data(), std::get<1>(argument)};
 }
 
+const float* make_bias(Step& step, int matrix, const nb::object& bias) {  // float32 [rows] or None
+    if (bias.is_none()) return nullptr;
+    const auto vector = nb::cast<Vector<float>>(bias);
+    require(static_cast<int>(vector.size()) == step.matrix(matrix).weight.rows, "a bias and its matrix differ in rows");
+    return vector.data();
+}
+
 std::unique_ptr<Step> make_step(const std::string& isa, int threads, int max_tokens, Array<uint16_t, nb::ndim<4>> keys,
                                 Array<uint16_t, nb::ndim<4>> values, std::vector<float> inverse_frequencies,
                                 float rotary_scale, int vocab_size) {
@@ -198,11 +205,15 @@ void bind_step(nb::module_& m) {
                 bool accumulate) {
                  std::vector<LinearPart> list;
                  for (const auto& [matrix, column, bias] : parts)
-                     list.push_back({matrix, column, bias.is_none() ? nullptr : nb::cast<Vector<float>>(bias).data()});
+                     list.push_back({matrix, column, make_bias(s, matrix, bias)});
                  add_linear(s, x, make_norm(norm), list, out, accumulate);
              })
-        .def("gated_linear", [](Step& s, int x, NormArgument norm, int gate, int up,
-                                int out) { add_gated_linear(s, x, make_norm(norm), gate, up, out); })
+        .def("gated_linear",
+             [](Step& s, int x, NormArgument norm, int gate, int up, int out, nb::object gate_bias,
+                nb::object up_bias) {
+                 add_gated_linear(s, x, make_norm(norm), {gate, 0, make_bias(s, gate, gate_bias)},
+                                  {up, 0, make_bias(s, up, up_bias)}, out);
+             })
         .def("attention",
              [](Step& s, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window,
                 NormArgument q_norm, NormArgument k_norm) {
