@@ -179,6 +179,33 @@ def test_llama3_rope_scaling_is_recognised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({"llama.attention.sliding_window": 64}, ["llama.attention.sliding_window"]),
+        ({"llama.attention.sliding_window": 0}, []),
+        ({"llama.logit_scale": 0.5, "llama.residual_scale": 1.0}, ["llama.logit_scale"]),
+        ({"llama.rope.scaling.yarn_beta_fast": 16.0}, ["llama.rope.scaling.yarn_beta_fast"]),
+        ({"llama.rope.scaling.yarn_beta_fast": 32.0, "llama.rope.scaling.yarn_ext_factor": 1.0}, []),
+        ({"llama.attention.scale": 0.1, "qwen2.attention.scale": 0.1}, ["llama.attention.scale"]),
+    ],
+)
+def test_keys_that_llama_cpp_does_not_read_here_are_named_and_not_used(
+    tmp_path: Path, metadata: dict[str, Any], named: list[str]
+) -> None:
+    plain = open_source(write_gguf(tmp_path / "plain.gguf", random_weights()))
+    source = open_source(write_gguf(tmp_path / "m.gguf", random_weights(), metadata=metadata))
+    assert source.config == plain.config
+    said = [note.split(" not used")[0] for note in source.notes if " not used" in note]
+    assert said == ([", ".join(named)] if named else [])
+
+
+def test_numbers_given_once_a_layer(tmp_path: Path) -> None:
+    keys = {"llama.attention.head_count": [4], "llama.attention.head_count_kv": [2], "llama.feed_forward_length": [512]}
+    plain = open_source(write_gguf(tmp_path / "plain.gguf", random_weights()))
+    assert open_source(write_gguf(tmp_path / "m.gguf", random_weights(), metadata=keys)).config == plain.config
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"architecture": "gemma3"}, "architecture gemma3; supported are llama, qwen2, qwen3"),

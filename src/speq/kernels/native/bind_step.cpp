@@ -213,7 +213,8 @@ void bind_step(nb::module_& m) {
                 nb::object up_bias) {
                  add_gated_linear(s, x, make_norm(norm), {gate, 0, make_bias(s, gate, gate_bias)},
                                   {up, 0, make_bias(s, up, up_bias)}, out);
-             })
+             },
+             nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none())
         .def("attention",
              [](Step& s, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window,
                 NormArgument q_norm, NormArgument k_norm) {
