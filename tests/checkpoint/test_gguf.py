@@ -15,7 +15,6 @@ from speq.bits import to_float32
 from speq.checkpoint.source import open_source
 from speq.errors import SpeqError
 
-
 EVERYWHERE = ("token_embd.bias", "output_norm.bias", "output.bias", "blk.0.attn_norm.bias", "blk.0.ffn_norm.bias")
 STRAY_TENSORS = {
     "llama": (*EVERYWHERE, "blk.0.ssm_a.weight", "blk.0.attn_q_norm.weight", "blk.0.attn_sub_norm.weight"),

@@ -82,4 +82,4 @@ def test_every_bias_that_is_there_is_added(tmp_path: Path, architecture: str, st
 def test_a_model_without_biases_gets_none(tmp_path: Path) -> None:
     source = open_source(biased_file(tmp_path / "m.gguf", "llama", ())[0])
     assert not [info.name for info in source.tensors if "bias" in info.name]
-    assert not source.config["attention_bias"] and not source.config["mlp_bias"]
+    assert (source.config["attention_bias"], source.config["mlp_bias"]) == (False, False)

@@ -115,7 +115,8 @@ def test_frequencies_are_those_of_ggml(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "context"), [("nothing", 128), ("divisors and linear", 128), ("longrope", 64), ("longrope and linear", 128)]
+    ("name", "context"),
+    [("nothing", 128), ("divisors and linear", 128), ("longrope", 64), ("longrope and linear", 128)],
 )
 def test_the_context_ends_where_the_frequencies_would_change(tmp_path: Path, name: str, context: int) -> None:
     given = FILES[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,21 @@ def test_order_is_that_of_a_step(make_model: MakeModel) -> None:
     source = open_source(make_model(dict.fromkeys([*names, "model.embed_tokens.weight"], row)))
     order = [info.name.removeprefix("model.").removesuffix(".mlp.up_proj.weight") for info in source.tensors]
     assert order == ["embed_tokens.weight", "layers.2", "layers.9", "layers.10", "norm.weight", "lm_head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, []),
+        ({"rope_scaling": {}, "rope_parameters": {"rope_theta": 500.0}}, []),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5e2}}, ["rope_scaling"]),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, ["auto_map"]),
+    ],
+)
+def test_what_a_config_says_in_vain_is_a_note(make_model: MakeModel, config: dict[str, Any], said: list[str]) -> None:
+    notes = open_source(make_model(llama_tensors(), **config)).notes
+    assert len(notes) == len(said)
+    assert all(word in note for word, note in zip(said, notes, strict=True))
 
 
 def test_no_tokenizer_is_a_note(make_model: MakeModel) -> None:

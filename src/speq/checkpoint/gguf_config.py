@@ -163,7 +163,7 @@ def absent_biases(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, int]:
 
     llama.cpp takes each of them as an addition of its own, in each layer; Hugging Face knows all of a kind or none.
     """
-    stems = _QKV if config["model_type"] == "qwen2" else _ATTENTION if config["attention_bias"] else ()
+    stems: tuple[str, ...] = _QKV if config["model_type"] == "qwen2" else _ATTENTION if config["attention_bias"] else ()
     stems += _FEED_FORWARD if config.get("mlp_bias") else ()
     widths = {}
     for layer in range(config["num_hidden_layers"]):

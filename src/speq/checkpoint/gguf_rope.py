@@ -58,7 +58,7 @@ def rope_scaling(file: GGUFFile, keys: GGUFKeys, head_dim: int) -> dict[str, Any
     if attention != 1:
         every = np.full(head_dim // 2, factor)
         return _by_divisors(every, every, attention, trained)
-    if factor != 1 or "rope.scaling.factor" in keys and "rope.scaling.type" in keys and kind == "linear":
+    if factor != 1 or ("rope.scaling.factor" in keys and "rope.scaling.type" in keys and kind == "linear"):
         return {"rope_type": "linear", "factor": factor}
     return None
 

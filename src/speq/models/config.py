@@ -86,7 +86,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
+    if family is None or model_type is None:
         named = model_type or next(iter(config.get("architectures") or []), "unnamed")
         raise SpeqError(
             f"config.json: architecture {named!r} is not supported; supported are "
@@ -107,7 +107,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     layers = _count(entries, "num_hidden_layers")
     attention_bias = "option" in (family.qkv_bias, family.output_bias) and _flag(entries, "attention_bias")
     return ModelConfig(
-        model_type=str(model_type),
+        model_type=model_type,
         vocab_size=_count(entries, "vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=_count(entries, "intermediate_size"),

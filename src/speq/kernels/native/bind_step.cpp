@@ -208,13 +208,13 @@ void bind_step(nb::module_& m) {
                      list.push_back({matrix, column, make_bias(s, matrix, bias)});
                  add_linear(s, x, make_norm(norm), list, out, accumulate);
              })
-        .def("gated_linear",
-             [](Step& s, int x, NormArgument norm, int gate, int up, int out, nb::object gate_bias,
-                nb::object up_bias) {
-                 add_gated_linear(s, x, make_norm(norm), {gate, 0, make_bias(s, gate, gate_bias)},
-                                  {up, 0, make_bias(s, up, up_bias)}, out);
-             },
-             nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none())
+        .def(
+            "gated_linear",
+            [](Step& s, int x, NormArgument norm, int gate, int up, int out, nb::object gate_bias, nb::object up_bias) {
+                add_gated_linear(s, x, make_norm(norm), {gate, 0, make_bias(s, gate, gate_bias)},
+                                 {up, 0, make_bias(s, up, up_bias)}, out);
+            },
+            nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none())
         .def("attention",
              [](Step& s, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale, int window,
                 NormArgument q_norm, NormArgument k_norm) {
