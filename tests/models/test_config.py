@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from speq.errors import SpeqError
 from speq.models.config import model_config
+from speq.models.rope import SUPPORTED
 
 LLAMA = {
     "model_type": "llama",
@@ -172,3 +176,41 @@ def test_layer_types_choose_the_windows():
 )
 def test_context_length(scaling, context):
     assert model_config({**LLAMA, "rope_scaling": scaling}).context_length == context
+
+
+ROPE_KEYS = (
+    "rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings",
+    "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "low_freq_factor",
+    "high_freq_factor", "short_factor", "long_factor", "full_attention",
+)  # fmt: skip
+KEYS = (
+    *LLAMA, "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias",
+    "tie_word_embeddings", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "architectures",
+    "quantization_config", "per_layer_config", "is_causal", "rope_scaling", "rope_parameters", "rope_theta",
+    "partial_rotary_factor", "original_max_position_embeddings",
+)  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 70) | st.just(10**400) | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(ROPE_KEYS), inner, max_size=3),
+    max_leaves=6,
+)
+ROPE = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from(SUPPORTED)}, optional={key: VALUES | st.floats(0.5, 64) for key in ROPE_KEYS[2:]}
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    model_type=st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]),
+    entries=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=2),
+    rope=st.none() | ROPE,
+)
+def test_whatever_stands_in_an_entry_is_understood_or_refused_in_one_line(model_type, entries, rope):
+    try:
+        config = model_config(
+            {**LLAMA, "num_key_value_heads": 2, "rope_scaling": rope, **entries, "model_type": model_type}
+        )
+    except SpeqError as error:
+        assert "\n" not in str(error)
+    else:
+        assert np.isfinite([*config.rotary.inv_freq, config.rotary.scale]).all()
