@@ -10,10 +10,15 @@ import gguf
 import numpy as np
 import pytest
 from gguf_models import HEAD_DIM, HUGGING_FACE, VOCAB, add_value, random_weights, write_gguf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from speq.bits import to_float32
+from speq.checkpoint.gguf_config import build_config
+from speq.checkpoint.gguf_file import GGUFFile
 from speq.checkpoint.source import open_source
 from speq.errors import SpeqError
+from speq.models.config import model_config
 
 EVERYWHERE = ("token_embd.bias", "output_norm.bias", "output.bias", "blk.0.attn_norm.bias", "blk.0.ffn_norm.bias")
 STRAY_TENSORS = {
@@ -278,3 +283,33 @@ def test_missing_embedding_is_named(tmp_path: Path) -> None:
     weights = {stem: values for stem, values in random_weights().items() if stem != "token_embd"}
     with pytest.raises(SpeqError, match=r"lacks the tensor token_embd\.weight"):
         open_source(write_gguf(tmp_path / "m.gguf", weights))
+
+
+KEYS = (
+    "general.architecture", "split.count", "llama.block_count", "llama.context_length", "llama.embedding_length",
+    "llama.feed_forward_length", "llama.attention.head_count", "llama.attention.head_count_kv",
+    "llama.attention.key_length", "llama.attention.value_length", "llama.attention.layer_norm_rms_epsilon",
+    "llama.attention.causal", "llama.attention.sliding_window", "llama.expert_count", "llama.nextn_predict_layers",
+    "llama.rope.dimension_count", "llama.rope.freq_base", "llama.rope.scale_linear", "llama.rope.scaling.type",
+    "llama.rope.scaling.factor", "llama.rope.scaling.attn_factor", "llama.rope.scaling.original_context_length",
+    "llama.rope.scaling.yarn_beta_fast", "tokenizer.ggml.bos_token_id",
+)  # fmt: skip
+SCALARS = (
+    st.booleans() | st.integers(-2, 300) | st.floats(width=32) | st.sampled_from(["", "llama", "yarn", "none", "1"])
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(KEYS), SCALARS | st.lists(SCALARS, max_size=2), max_size=4))
+def test_whatever_stands_in_the_metadata_is_understood_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "metadata.gguf"
+    file = GGUFFile(path if path.exists() else write_gguf(path, random_weights()))
+    file.metadata |= changes
+    try:
+        config = build_config(file)
+        lines = [str(model_config(config).model_type)]
+    except SpeqError as error:
+        lines = str(error).splitlines()
+    assert len(lines) == 1

@@ -209,7 +209,7 @@ def test_end_ids(tmp_path):
 @pytest.mark.parametrize("entry", ["2", [2, [3]], 2.0, {"id": 2}, True])
 def test_end_ids_that_are_none(tmp_path, entry):
     write(tmp_path, "generation_config.json", {"eos_token_id": entry})
-    with pytest.raises(SpeqError, match="generation_config.json: 'eos_token_id' is .*, must be a token id"):
+    with pytest.raises(SpeqError, match=r"generation_config\.json: 'eos_token_id' is .*, must be a token id"):
         end_ids(tmp_path)
 
 
