@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,21 @@ def test_names_of_any_kind_have_an_order(make_model: MakeModel) -> None:
     row = ("BF16", np.zeros((1, 64), np.uint16))
     names = ["model.layers." + "9" * 5000, "a.1.\u00b2", "a.\u0661.b", "", "1", "layers.01.x", "layers.1.x"]
     assert {info.name for info in open_source(make_model(dict.fromkeys(names, row))).tensors} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, []),
+        ({"rope_scaling": {}, "rope_parameters": {"rope_theta": 500.0}}, []),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 5e2}}, ["rope_scaling"]),
+        ({"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, ["auto_map"]),
+    ],
+)
+def test_what_a_config_says_in_vain_is_a_note(make_model: MakeModel, config: dict[str, Any], said: list[str]) -> None:
+    notes = open_source(make_model(llama_tensors(), **config)).notes
+    assert len(notes) == len(said)
+    assert all(word in note for word, note in zip(said, notes, strict=True))
 
 
 def test_no_tokenizer_is_a_note(make_model: MakeModel) -> None:

@@ -38,6 +38,7 @@ MODELS = {
         "intermediate_size": 101,
         "head_dim": 24,
         "attention_bias": True,
+        "mlp_bias": True,
     },
     "mistral window": {"model_type": "mistral", "sliding_window": 7, "head_dim": 40, "num_key_value_heads": 1},
     "qwen2 tied yarn": {"model_type": "qwen2", "tie_word_embeddings": True, "rope_scaling": YARN},

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.checkpoint.gguf_config import build_config, hugging_face_name, rotary_row_order
+from speq.checkpoint.gguf_config import (
+    absent_biases,
+    build_config,
+    hugging_face_name,
+    rotary_row_order,
+    unread_keys,
+)
 from speq.checkpoint.gguf_dither import DITHERABLE, add_noise, step_sizes
 from speq.checkpoint.gguf_file import GGUFFile
 from speq.checkpoint.source import TensorInfo, natural_order
@@ -46,15 +52,20 @@ class GGUFSource:
         self._dither = dither
         self.name = str(self._file.metadata.get("general.name") or path.stem)
         self.config = build_config(self._file)
-        stored_names = {hugging_face_name(stored, path): stored for stored in self._file.tensors}
+        architecture = self.config["model_type"]
+        stored_names = {hugging_face_name(stored, path, architecture): stored for stored in self._file.tensors}
         self._stored = {name: stored for name, stored in stored_names.items() if name is not None}
-        self.tensors = [self._info(name) for name in sorted(self._stored, key=natural_order)]
+        self._zero_biases = absent_biases(self._file, self.config)
+        names = sorted([*self._stored, *self._zero_biases], key=natural_order)
+        self.tensors = [self._info(name) for name in names]
         self._check_attention()
         self.files, tokenizer_notes = build_tokenizer_files(self._file.metadata)
-        self.notes = self._quantisation_notes() + tokenizer_notes
+        self.notes = self._quantisation_notes() + self._reading_notes() + tokenizer_notes
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Rows of a tensor: uint16 bits for F16 and BF16, float32 for F32 and dequantised types."""
+        if name in self._zero_biases:
+            return np.zeros(self._zero_biases[name], np.float32)
         tensor = self._file.tensors[self._stored[name]]
         order = self._row_order(name, tensor.shape[0])
         if len(tensor.shape) == 1:
@@ -67,13 +78,15 @@ class GGUFSource:
         return values
 
     def _info(self, name: str) -> TensorInfo:
+        if name in self._zero_biases:
+            return TensorInfo(name, (self._zero_biases[name],), "F32")
         tensor = self._file.tensors[self._stored[name]]
         return TensorInfo(name, tensor.shape, tensor.type)
 
     def _row_order(self, name: str, rows: int) -> NDArray[np.intp] | None:
         """For each row in Hugging Face order its place in the file; None where they agree."""
         heads_key = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
-        if heads_key is None or self.config["model_type"] not in ("llama", "mistral"):
+        if heads_key is None or self.config["model_type"] != "llama":
             return None
         return rotary_row_order(rows, int(self.config[heads_key]))
 
@@ -113,6 +126,14 @@ class GGUFSource:
             notes.append(f"dithered with seed {self._dither}: each quantised weight moved by up to half of its step")
         return notes
 
+    def _reading_notes(self) -> list[str]:
+        notes = []
+        if self._zero_biases:
+            notes.append(f"{len(self._zero_biases)} biases that the file leaves out beside others are stored as zeros")
+        if unread := unread_keys(self._file):
+            notes.append(f"{', '.join(unread)} not used: nor does llama.cpp for this architecture")
+        return notes
+
     def _check_type(self, info: TensorInfo) -> None:
         """Refuse a type that cannot be read, or not be dithered when that is asked for, before any work."""
         if self._dither is not None and info.quantised and info.dtype not in DITHERABLE:
@@ -120,6 +141,8 @@ class GGUFSource:
                 f"{self.path}: tensor {info.name} is {info.dtype}, which --dither cannot spread; it can: "
                 + ", ".join(DITHERABLE)
             )
+        if info.name in self._zero_biases:
+            return
         tensor = self._file.tensors[self._stored[info.name]]
         if not info.size:
             raise SpeqError(f"{self.path}: tensor {info.name} is empty; copy or download it again")

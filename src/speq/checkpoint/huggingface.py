@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class HuggingFaceSource:
             if info.dtype not in FLOATS + INTEGERS:
                 raise SpeqError(f"{path}: tensor {info.name} is {info.dtype}; speq needs F16, BF16 or F32 weights")
         self.tensors = sorted(infos, key=lambda info: natural_order(info.name))
-        self.notes: list[str] = []
+        self.notes = _reading_notes(self.config)
         self.originals: dict[str, list[str]] = {}
         self.files = {name: (path / name).read_bytes() for name in CARRIED if (path / name).is_file()}
         if "tokenizer.json" not in self.files:
@@ -58,6 +59,15 @@ class HuggingFaceSource:
         """Rows of a tensor as a view of the mapped file; 16-bit floats as uint16 bits."""
         array = self._files[name].array(name)
         return array if array.ndim == 0 else array[start:stop]
+
+
+def _reading_notes(config: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if config.get("rope_scaling") and config.get("rope_parameters"):
+        notes.append("config.json has both rope_scaling and rope_parameters: rope_scaling counts, as in transformers")
+    if config.get("auto_map"):
+        notes.append("the checkpoint names code of its own (auto_map), which is not run: the model type's counts")
+    return notes
 
 
 def read_json(path: Path, missing: str) -> dict[str, Any]:

@@ -83,8 +83,16 @@ def _layer(config: ModelConfig, layer: int) -> list[Op]:
             prefix + "mlp.up_proj.weight",
             "gated",
             norm=norm("post_attention_layernorm"),
+            gate_bias=prefix + "mlp.gate_proj.bias" if config.mlp_bias else None,
+            up_bias=prefix + "mlp.up_proj.bias" if config.mlp_bias else None,
         ),
-        Linear("gated", (prefix + "mlp.down_proj.weight",), "hidden", accumulate=True),
+        Linear(
+            "gated",
+            (prefix + "mlp.down_proj.weight",),
+            "hidden",
+            biases=(prefix + "mlp.down_proj.bias",) if config.mlp_bias else (),
+            accumulate=True,
+        ),
     ]
 
 
@@ -122,9 +130,10 @@ def weight_dimensions(config: ModelConfig) -> Iterator[tuple[str, tuple[Dimensio
         if config.qk_norm:
             yield attention + "q_norm.weight", (head,)
             yield attention + "k_norm.weight", (head,)
-        yield prefix + "mlp.gate_proj.weight", (inner, hidden)
-        yield prefix + "mlp.up_proj.weight", (inner, hidden)
-        yield prefix + "mlp.down_proj.weight", (hidden, inner)
+        for part, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
+            yield f"{prefix}mlp.{part}_proj.weight", (rows, columns)
+            if config.mlp_bias:
+                yield f"{prefix}mlp.{part}_proj.bias", (rows,)
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

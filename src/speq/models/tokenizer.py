@@ -19,11 +19,18 @@ from speq.models.detokenizer import Detokenizer
 
 
 def end_ids(directory: Path) -> frozenset[int]:
-    """Ids that end a text according to ``generation_config.json`` and ``config.json``; no tokenizer is needed."""
+    """Ids that end a text according to ``generation_config.json`` and ``config.json``; no tokenizer is needed.
+
+    Raises:
+        SpeqError: an ``eos_token_id`` that is no whole number, nor a list of them.
+    """
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         entry = _read_json(directory / name).get("eos_token_id")
-        ids.update(entry if isinstance(entry, list) else [] if entry is None else [entry])
+        listed = entry if isinstance(entry, list) else [] if entry is None else [entry]
+        if any(isinstance(token, bool) or not isinstance(token, int) for token in listed):
+            raise SpeqError(f"{directory / name}: 'eos_token_id' is {entry!r}, must be a token id or a list of them")
+        ids.update(listed)
     return frozenset(ids)
 
 

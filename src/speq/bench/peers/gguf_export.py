@@ -21,6 +21,7 @@ from speq.checkpoint.source import Source, TensorInfo
 from speq.checkpoint.storage import check_space, writing_to
 from speq.errors import SpeqError
 from speq.models.config import ModelConfig
+from speq.models.rope import rope_settings
 from speq.models.tensors import fit, fit_source
 
 Kind: TypeAlias = Literal["F16", "BF16"]
@@ -87,16 +88,15 @@ def _add_metadata(writer: Any, source: Source, config: ModelConfig, kind: Kind) 
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.norm_eps)
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0))
-    scaling = _rope_type(raw)
-    if scaling == "linear":
+    rope = rope_settings(raw)
+    writer.add_rope_freq_base(rope.theta)
+    if rope.kind == "linear":
         import gguf
 
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
-    elif scaling not in ("default", "llama3"):
-        raise SpeqError(f"{source.path}: RoPE scaling {scaling!r} cannot be written as GGUF")
+        writer.add_rope_scaling_factor(float(rope.entries["factor"]))
+    elif rope.kind not in ("default", "llama3"):
+        raise SpeqError(f"{source.path}: RoPE scaling {rope.kind!r} cannot be written as GGUF")
     windows = set(config.windows)
     if windows != {None}:
         if len(windows) > 1 or None in windows:
@@ -122,18 +122,12 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary | None, raw: dict[str, A
             add(token)
 
 
-def _rope_type(raw: dict[str, Any]) -> str:
-    entries = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    return str(entries.get("rope_type", entries.get("type", "default")))
-
-
 def _rope_divisors(raw: dict[str, Any], config: ModelConfig) -> NDArray[np.float32] | None:
     """Llama 3's scaling, of which GGUF holds what each frequency is divided by; None for other models."""
-    if _rope_type(raw) != "llama3":
+    rope = rope_settings(raw)
+    if rope.kind != "llama3":
         return None
-    entries = raw.get("rope_parameters") or raw["rope_scaling"]
-    theta = float(entries.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-    base = theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    base = rope.theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     return np.asarray(base / np.array(config.rotary.inv_freq), dtype=np.float32)
 
 

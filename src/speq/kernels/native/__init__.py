@@ -181,7 +181,8 @@ class NativeStep:
             gate, up = self._matrix(op.gate), self._matrix(op.up)
             if self._split(op.gate).spec.dtype != self._split(op.up).spec.dtype:
                 raise SpeqError(f"{op.gate} and {op.up} differ in dtype; convert the checkpoint with --dtype")
-            step.gated_linear(buffers[op.x], self._norm(op.norm), gate, up, buffers[op.out])
+            gate_bias, up_bias = (self._vector(bias) if bias else None for bias in (op.gate_bias, op.up_bias))
+            step.gated_linear(buffers[op.x], self._norm(op.norm), gate, up, buffers[op.out], gate_bias, up_bias)
         elif isinstance(op, Attention):
             shape = (op.layer, op.heads, op.kv_heads, op.head_dim)
             norms = self._norm(op.q_norm), self._norm(op.k_norm)

@@ -162,6 +162,11 @@ Norm make_norm(BoundStep& step, const NormArgument& argument) {
     return {values.data(), eps, values.size()};
 }
 
+LinearPart make_part(BoundStep& step, int matrix, int column, const nb::object& bias) {
+    if (bias.is_none()) return {matrix, column, {}, false};
+    return {matrix, column, read_in_place(step, bias), true};
+}
+
 std::unique_ptr<BoundStep> make_step(const std::string& isa, int threads, int max_tokens,
                                      Array<uint16_t, nb::ndim<4>> keys, Array<uint16_t, nb::ndim<4>> values,
                                      std::vector<float> inverse_frequencies, float rotary_scale, int vocab_size) {
@@ -250,12 +255,17 @@ void bind_step(nb::module_& m) {
                 int out, bool accumulate) {
                  std::vector<LinearPart> list;
                  for (const auto& [matrix, column, bias] : parts)
-                     list.push_back({matrix, column, bias.is_none() ? std::span<const float>{} : read_in_place(s, bias),
-                                     !bias.is_none()});
+                     list.push_back(make_part(s, matrix, column, bias));
                  add_linear(s, x, make_norm(s, norm), list, out, accumulate);
              })
-        .def("gated_linear", [](BoundStep& s, int x, NormArgument norm, int gate, int up,
-                                int out) { add_gated_linear(s, x, make_norm(s, norm), gate, up, out); })
+        .def(
+            "gated_linear",
+            [](BoundStep& s, int x, NormArgument norm, int gate, int up, int out, nb::object gate_bias,
+               nb::object up_bias) {
+                add_gated_linear(s, x, make_norm(s, norm), make_part(s, gate, 0, gate_bias),
+                                 make_part(s, up, 0, up_bias), out);
+            },
+            nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none())
         .def("attention",
              [](BoundStep& s, int qkv, int out, int layer, int heads, int kv_heads, int head_dim, float scale,
                 int window, NormArgument q_norm, NormArgument k_norm) {

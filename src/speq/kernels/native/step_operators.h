@@ -25,7 +25,7 @@ struct AttentionShape {  // buffers and sizes as in ops.Attention; window 0: all
 // where one does not exist and std::invalid_argument where it has another size.
 void add_embed(Step& step, int matrix, int out);
 void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& parts, int out, bool accumulate);
-void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out);
+void add_gated_linear(Step& step, int x, Norm norm, LinearPart gate, LinearPart up, int out);
 void add_attention(Step& step, const AttentionShape& shape);
 void add_head(Step& step, int x, Norm norm, int matrix);
 
