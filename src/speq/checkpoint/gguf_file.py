@@ -25,11 +25,14 @@ _STRING, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A stored tensor: its type's name, its shape with rows first, and its bytes as ``uint8 [rows, bytes per row]``."""
+    """A stored tensor: its type's name, its shape with rows first, its bytes as ``uint8 [rows, bytes per row]``, and
+    the byte of the file at which they begin.
+    """
 
     type: str
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
+    begin: int
 
 
 class GGUFFile:
@@ -66,7 +69,7 @@ class GGUFFile:
             self.metadata[key] = self._value(self._scalar("I"))
         infos = [self._tensor_info() for _ in range(tensor_count)]
         alignment = int(self.metadata.get("general.alignment", 32))
-        start = -(-self._at // alignment) * alignment
+        self.data_start = start = -(-self._at // alignment) * alignment
         for name, shape, type_id, offset in infos:
             self.tensors[name] = self._tensor(name, shape, type_id, start + offset)
 
@@ -95,7 +98,7 @@ class GGUFFile:
                 f"{len(self._map)}; copy or download it again"
             )
         data = np.frombuffer(self._map, np.uint8, count=rows * row_bytes, offset=begin)
-        return GGUFTensor(kind.name, shape, data.reshape(rows, row_bytes))
+        return GGUFTensor(kind.name, shape, data.reshape(rows, row_bytes), begin)
 
     def _scalar(self, code: str) -> Any:
         (value,) = struct.unpack_from("<" + code, self._map, self._at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ class HuggingFaceSource:
             if info.dtype not in FLOATS + INTEGERS:
                 raise SpeqError(f"{path}: tensor {info.name} is {info.dtype}; speq needs F16, BF16 or F32 weights")
         self.tensors = sorted(infos, key=lambda info: natural_order(info.name))
+        shards = list(dict.fromkeys(self._files.values()))
+        self.data = [(file.path, file.data_start) for file in shards]
+        self.layout = {name: [shards.index(file), *astuple(file.entries[name])] for name, file in self._files.items()}
         self.notes: list[str] = []
         self.files = {name: (path / name).read_bytes() for name in CARRIED if (path / name).is_file()}
         if "tokenizer.json" not in self.files:

