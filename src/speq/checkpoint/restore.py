@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from speq.bits import Spec, decode
-from speq.checkpoint.converted import CONVERT_AGAIN, read_manifest, split_tensor
 from speq.checkpoint.build import empty, hidden, is_empty, place, put, remove_new
+from speq.checkpoint.converted import CONVERT_AGAIN, read_manifest, split_tensor
 from speq.checkpoint.layout import MANIFEST, WEIGHTS, Record, as_bytes, checksum
 from speq.checkpoint.safetensors import ITEM_BYTES, SafetensorsFile, write_header
 from speq.checkpoint.storage import Progress, check_space, exclusive, writing_to

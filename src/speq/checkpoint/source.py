@@ -150,7 +150,7 @@ def same_weights(one: str, other: str) -> bool:
 
 
 def _digest_of(content: Any) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True))
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def _code() -> str:

@@ -128,7 +128,8 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     new = path.with_name(f".{path.name[:200]}.{os.getpid()}.new")
     try:
-        new.write_bytes(content)
+        with new.open("wb") as file:
+            file.write(content)
         new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)
