@@ -112,6 +112,8 @@ def place(dst: Path) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise SpeqError(f"cannot write {dst}: {reason}; choose another name") from None
+    if target.is_symlink():  # links are resolved: this one leads back to itself
+        raise SpeqError(f"cannot write {dst}: it is a link to itself; choose another name")
     if target.exists() and not target.is_dir():
         raise SpeqError(f"{dst} exists and is not a directory; choose another name")
     check_writable(next(path for path in (target, *target.parents) if path.is_dir()))

@@ -55,8 +55,9 @@ class Kept:
         self.directory.mkdir(exist_ok=True)
         path = self._path(step, start)
         new = path.with_suffix(".new")
+        content: dict[str, Any] = {_STOP: np.array(stop), **arrays}
         with new.open("wb") as file:
-            np.savez(file, **{_STOP: np.array(stop)}, **arrays)
+            np.savez(file, **content)
         new.replace(path)
 
     def ranges(self, step: str) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
