@@ -31,7 +31,6 @@ def count_work(limit: int, log: Path) -> None:
     """Log every unit of work, and end the process as suddenly as a signal would before the unit ``limit``."""
     kept_module._SECONDS = 0.0
     digests_module._SETTLED_NS = -(10**18)
-    digests_module._PART_BYTES = 1 << 14
     for module in (split_module, recode_module):
         module._CHUNK_WEIGHTS = 1 << 12
     done = 0
@@ -75,6 +74,7 @@ def in_a_process(*args: Any) -> int:
 @pytest.mark.parametrize("limit", [13, 40])
 def test_every_run_gets_further(tiny_checkpoint, tmp_path, monkeypatch, limit, options):
     monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests_module, "_PART_BYTES", 1 << 14)
     assert in_a_process(tiny_checkpoint, tmp_path / "whole", 10**9, tmp_path / "whole.log", options) == 0
     needed = Counter((tmp_path / "whole.log").read_text().split())
     shutil.rmtree(tmp_path / "cache")
@@ -97,6 +97,7 @@ def test_every_run_gets_further(tiny_checkpoint, tmp_path, monkeypatch, limit, o
 
 def test_a_run_that_is_killed_at_once_leaves_what_was_done(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests_module, "_PART_BYTES", 1 << 14)
     log, dst = tmp_path / "log", tmp_path / "out"
     assert in_a_process(tiny_checkpoint, dst, 60, log, {}) == _KILLED
     before = log.read_text()
