@@ -7,7 +7,7 @@ docs/formats.md gives the place of every bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,38 @@ class SplitTensor:
         if not np.isin(falls, first).all():
             raise SpeqError("the escapes of a row are not in order; convert the model again")
         return cls(spec, shape, **{name: planes[name] for name in PLANES})
+
+    def rows(self, start: int, stop: int) -> SplitTensor:
+        """Rows ``start`` to ``stop`` (exclusive) as views of the planes; ``start`` is a multiple of ``ROWS``."""
+        if start % ROWS:
+            raise ValueError(f"row {start} is within a row block")
+        first, last = start // ROWS, -(-stop // ROWS)
+        escape_rows = self.escape_rows[first * ROWS : last * ROWS + 1]
+        escapes = slice(int(escape_rows[0]), int(escape_rows[-1]))
+        return SplitTensor(
+            self.spec,
+            (stop - start, self.shape[1]),
+            self.codes[first:last],
+            self.residual[first:last],
+            self.scales[first:last],
+            escape_rows - escape_rows[0],
+            self.escape_columns[escapes],
+            self.escape_values[escapes],
+            self.table,
+        )
+
+    @classmethod
+    def of_rows(cls, spec: Spec, shape: tuple[int, int], parts: Sequence[Mapping[str, NDArray[Any]]]) -> SplitTensor:
+        """A tensor from the planes of its rows: parts in order, all but the last of whole row blocks, of ``nested``,
+        whose rows are coded independently of each other.
+        """
+        if len(parts) == 1:
+            return cls.from_planes(spec, shape, parts[0])
+        planes = {name: np.concatenate([part[name] for part in parts]) for name in PLANES}
+        counts = np.concatenate([np.diff(part["escape_rows"]) for part in parts])
+        planes["escape_rows"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
+        planes["table"] = parts[0]["table"]
+        return cls.from_planes(spec, shape, planes)
 
     @property
     def escapes(self) -> int:

@@ -11,6 +11,7 @@ from speq.bits.feedback import DAMPING, PASSES
 from speq.calibration.observe import WIDEST, observe
 from speq.calibration.samples import LONGEST, read_samples, text_identity
 from speq.checkpoint.converted import Converted
+from speq.checkpoint.kept import Kept
 from speq.errors import SpeqError
 from speq.models.config import model_config
 from speq.models.tokenizer import Tokenizer
@@ -35,7 +36,9 @@ class Calibration:
             return f"its tokenizer makes the token id {largest}, its vocabulary has {described.vocab_size}"
         return None
 
-    def moments(self, model: Converted, threads: int) -> Iterator[Mapping[str, NDArray[np.float32]]]:
+    def moments(
+        self, model: Converted, threads: int, kept: Kept | None = None
+    ) -> Iterator[Mapping[str, NDArray[np.float32]]]:
         """E[x x^T] of the inputs of the matrices named, float32 ``[blocks, columns, columns]``; see :func:`observe`.
 
         Raises:
@@ -45,4 +48,4 @@ class Calibration:
         samples = read_samples(tokenizer, model_config(model.config).context_length)
         if not samples:
             raise SpeqError(f"{model.path}: the tokenizer makes no tokens of the calibration text; use --no-calibrate")
-        return observe(model.config, {**model.raw, **model.split}, samples, threads)
+        return observe(model.config, {**model.raw, **model.split}, samples, threads, kept)

@@ -26,6 +26,8 @@ from speq.checkpoint.gguf_file import GGUFFile
 from speq.checkpoint.source import TensorInfo, natural_order
 from speq.errors import SpeqError
 
+_ORDERING = ("model_type", "num_attention_heads", "num_key_value_heads")  # what the order of rows depends on
+
 
 class GGUFSource:
     """A ``.gguf`` file; see :class:`speq.checkpoint.source.Source`.
@@ -61,6 +63,11 @@ class GGUFSource:
         self._check_attention()
         self.files, tokenizer_notes = build_tokenizer_files(self._file.metadata)
         self.notes = self._quantisation_notes() + self._reading_notes() + tokenizer_notes
+        self.data = [(path, min(self._file.data_start, path.stat().st_size))]
+        self.layout = {
+            "tensors": {name: self._place(name) for name in self._stored},
+            "heads": [self.config.get(key) for key in _ORDERING],
+        }
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Rows of a tensor: uint16 bits for F16 and BF16, float32 for F32 and dequantised types."""
@@ -82,6 +89,10 @@ class GGUFSource:
             return TensorInfo(name, (self._zero_biases[name],), "F32")
         tensor = self._file.tensors[self._stored[name]]
         return TensorInfo(name, tensor.shape, tensor.type)
+
+    def _place(self, name: str) -> list[Any]:
+        tensor = self._file.tensors[self._stored[name]]
+        return [tensor.type, tensor.shape, tensor.begin - self._file.data_start]
 
     def _row_order(self, name: str, rows: int) -> NDArray[np.intp] | None:
         """For each row in Hugging Face order its place in the file; None where they agree."""

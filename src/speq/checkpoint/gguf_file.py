@@ -27,11 +27,14 @@ _MOST_DIMENSIONS = 4
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A stored tensor: its type's name, its shape with rows first, and its bytes as ``uint8 [rows, bytes per row]``."""
+    """A stored tensor: its type's name, its shape with rows first, its bytes as ``uint8 [rows, bytes per row]``, and
+    the byte of the file at which they begin.
+    """
 
     type: str
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
+    begin: int
 
 
 class GGUFFile:
@@ -82,7 +85,7 @@ class GGUFFile:
         alignment = self.metadata.get("general.alignment", 32)
         if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1:
             raise ValueError(alignment)
-        start = -(-self._at // alignment) * alignment
+        self.data_start = start = -(-self._at // alignment) * alignment
         end = start
         for name, shape, type_id, offset in sorted(infos, key=lambda info: info[3]):
             if name in self.tensors or start + offset < end:
@@ -121,7 +124,7 @@ class GGUFFile:
                 f"{len(self._map)}; copy or download it again"
             )
         data = np.frombuffer(self._map, np.uint8, count=rows * row_bytes, offset=begin)
-        return GGUFTensor(kind.name, shape, data.reshape(rows, row_bytes))
+        return GGUFTensor(kind.name, shape, data.reshape(rows, row_bytes), begin)
 
     def _scalar(self, code: str) -> Any:
         (value,) = struct.unpack_from("<" + code, self._map, self._at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ CARRIED = (
     "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt", "LICENSE", "NOTICE",
 )  # fmt: skip
 _OTHER_WEIGHTS = (".bin", ".gguf", ".pth", ".pt", ".onnx", ".h5", ".msgpack", ".npz")
+
+WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
 class HuggingFaceSource:
@@ -49,6 +52,9 @@ class HuggingFaceSource:
             if info.dtype not in FLOATS + INTEGERS:
                 raise SpeqError(f"{path}: tensor {info.name} is {info.dtype}; speq needs F16, BF16 or F32 weights")
         self.tensors = sorted(infos, key=lambda info: natural_order(info.name))
+        shards = list(dict.fromkeys(self._files.values()))
+        self.data = [(file.path, file.data_start) for file in shards]
+        self.layout = {name: [shards.index(file), *astuple(file.entries[name])] for name, file in self._files.items()}
         self.notes = _reading_notes(self.config)
         self.originals: dict[str, list[str]] = {}
         self.files = {name: (path / name).read_bytes() for name in CARRIED if (path / name).is_file()}
@@ -90,7 +96,7 @@ def _quantised(path: Path, method: str) -> SpeqError:
 
 def _open_weights(path: Path) -> dict[str, SafetensorsFile]:
     """Each tensor's name with the opened file that holds it: all tensors of all shards, as transformers reads them."""
-    index_path = path / "model.safetensors.index.json"
+    index_path = path / WEIGHTS_INDEX
     shard_of: dict[str, str] = {}
     if (path / "model.safetensors").is_file():
         shards = ["model.safetensors"]

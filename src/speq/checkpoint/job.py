@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -13,6 +14,7 @@ from speq.bits.spec import Dtype, Format
 from speq.checkpoint.converted import read_manifest
 from speq.checkpoint.layout import FORMAT_VERSION, WEIGHTS, Record
 from speq.checkpoint.rounding import STORED
+from speq.checkpoint.source import Source
 from speq.errors import SpeqError
 
 
@@ -68,6 +70,15 @@ def job_of(source_identity: str, options: Options) -> dict[str, Any]:
         "source": source_identity,
         "options": asdict(options),
         "specs": [spec.to_dict() for spec in options.specs()],
+    }
+
+
+def origin_of(source: Source) -> dict[str, Any]:
+    """What the manifest says of where the weights came from."""
+    return {
+        "name": source.name,
+        "file": Path(os.path.abspath(source.path)).name,
+        "bytes": sum(file.stat().st_size for file in source.weight_files),
     }
 
 

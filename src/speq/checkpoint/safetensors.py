@@ -71,9 +71,9 @@ class SafetensorsFile:
         header_bytes = int.from_bytes(self._map[:8], "little")
         if header_bytes > MAX_HEADER_BYTES or 8 + header_bytes > size:
             raise _damaged(path, f"its header claims {header_bytes} bytes, the file has {size}")
-        self._data_start = 8 + header_bytes
-        self.entries, self.metadata = _parse_header(path, self._map[8 : self._data_start])
-        _check_layout(path, self.entries, size - self._data_start)
+        self.data_start = 8 + header_bytes
+        self.entries, self.metadata = _parse_header(path, self._map[8 : self.data_start])
+        _check_layout(path, self.entries, size - self.data_start)
 
     def array(self, name: str) -> NDArray[Any]:
         """A tensor as a read-only view of the mapping: F16 and BF16 as uint16 bits, F8 as uint8, others as they are."""
@@ -81,7 +81,7 @@ class SafetensorsFile:
         if entry is None:
             raise SpeqError(f"{self.path} has no tensor {name}; copy or download it again")
         data = np.frombuffer(
-            self._map, dtype=_VIEWS[entry.dtype], count=prod(entry.shape), offset=self._data_start + entry.begin
+            self._map, dtype=_VIEWS[entry.dtype], count=prod(entry.shape), offset=self.data_start + entry.begin
         )
         return data.reshape(entry.shape)
 

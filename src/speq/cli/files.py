@@ -55,16 +55,20 @@ def pull(name: str) -> None:
     help="Choose draft codes for the activations on a little text, for nested.",
 )
 @threads_option
-def convert(src: str, dst: Path, group_size: str, calibrate: bool, **options: Any) -> None:
+@click.option("--force", is_flag=True, help="Also replace a conversion of another model.")
+def convert(src: str, dst: Path, group_size: str, calibrate: bool, force: bool, **options: Any) -> None:
     """Convert SRC (a directory, .gguf file, catalogue name or hub id) to the directory DST.
 
-    An interrupted conversion continues when it is started again.
+    An interrupted conversion continues when it is started again. An earlier conversion of SRC at DST is brought up to
+    date: what has changed is done, the rest stays.
     """
     from speq.calibration import Calibration
+    from speq.checkpoint.build import destination
     from speq.checkpoint.convert import convert as convert_files
     from speq.checkpoint.resolve import locate
     from speq.models.tensors import fit_source
 
+    destination(dst)
     with ProgressBars() as progress:
         source = locate(src, progress)
         report = convert_files(
@@ -74,6 +78,7 @@ def convert(src: str, dst: Path, group_size: str, calibrate: bool, **options: An
             calibration=Calibration() if calibrate else None,
             check=fit_source,
             progress=progress,
+            replace_other=force,
             **options,
         )
     for line in report.notes:
