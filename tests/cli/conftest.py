@@ -74,9 +74,9 @@ def command():
 class Emulator(pyte.HistoryScreen):
     """A terminal as people have it, beyond what pyte does by itself.
 
-    A wide character does not stand half outside, and a row that was filled is broken again when the width changes. As on
-    the least helpful terminals, a cursor that was moved, or at which something was erased, forgets that it waits at the
-    right margin, and which character a mark that follows belongs to.
+    A wide character does not stand half outside, and a row that was filled is broken again when the width changes. As
+    on the least helpful terminals, a cursor that was moved, or at which something was erased, forgets that it waits at
+    the right margin, and which character a mark that follows belongs to.
     """
 
     def __init__(self, columns: int, lines: int) -> None:
@@ -159,9 +159,15 @@ class Emulator(pyte.HistoryScreen):
     def _text(row: Any) -> str:
         return "".join(row[x].data or "\0" for x in range(max(row, default=-1) + 1)).rstrip(" ")
 
+    def shows(self, text: str) -> bool:
+        """Whether a row on the screen begins with ``text``."""
+        return any(
+            all(self.buffer[y][x].data == character for x, character in enumerate(text)) for y in range(self.lines)
+        )
+
     @property
     def rows(self) -> list[str]:
-        """All that was ever on the screen and was not erased, without spaces at the ends of rows and empty rows below."""
+        """All that was ever on the screen and was not erased, but for spaces at the ends and empty rows below."""
         rows = [*self.history.top, *(self.buffer[y] for y in range(self.lines))]
         texts = ["".join(row[x].data for x in range(max(row, default=-1) + 1)).rstrip(" ") for row in rows]
         while texts and not texts[-1]:
@@ -202,14 +208,20 @@ class Window:
         """The rows when ``until`` stands in one, or at the end of the output; without it, of what is there already."""
         deadline = time.monotonic() + (seconds if until is not None else 0)
         while not until or not any(until in row for row in self.screen.rows):
-            if not select.select([self.fd], [], [], max(0, deadline - time.monotonic()))[0]:
-                assert until is None, f"not seen in time: {until!r}, but {self.screen.rows[-5:]}"
-                break
-            try:
-                self.screen.feed(os.read(self.fd, 65536))
-            except OSError:  # the other side is closed
+            if not self.read(max(0, deadline - time.monotonic())):
+                assert time.monotonic() < deadline or until is None, f"not in time: {until!r}, but {self.screen.rows}"
                 break
         return self.screen.rows
+
+    def read(self, seconds: float = 0) -> bool:
+        """Show what is there, or comes within ``seconds``; ``False`` if nothing does, or the other side is closed."""
+        if not select.select([self.fd], [], [], seconds)[0]:
+            return False
+        try:
+            self.screen.feed(os.read(self.fd, 65536))
+        except OSError:
+            return False
+        return True
 
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
@@ -240,7 +252,8 @@ def terminal(command, tiny_checkpoint, truth, window):
 
     def start(*arguments, before="", columns=80, lines=24, stdout=None, stderr=None, **variables):
         made = window(columns, lines)
-        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+        ours = ("COLUMNS", "LINES", "NO_COLOR")
+        environment = {name: value for name, value in os.environ.items() if name not in ours}
         process = subprocess.Popen(
             command(*arguments, before=TAKE_TERMINAL + before),
             stdin=made.theirs,

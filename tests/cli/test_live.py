@@ -43,7 +43,8 @@ def show(window, pieces):
                 window.resize(*piece)
             else:
                 shown.write(piece, STATUS)
-                seen += any("12 tokens" in row for row in window.look())
+                window.read()
+                seen += window.screen.shows("12 tokens")
     window.look()
     return seen
 
@@ -71,7 +72,7 @@ RIVERS = "1. Danube\n2. Rhine\n\n3. Volga, which is the longest of them, and the
     "text",
     [
         RIVERS,
-        RIVERS * 30 + "no line feed at the end",
+        RIVERS * 8 + "no line feed at the end",
         "x" * 400,
         "\n\nafter two empty lines\n\n\n",
         "中文字符很宽。" * 40 + "a" + "日本語" * 30,
@@ -81,7 +82,7 @@ RIVERS = "1. Danube\n2. Rhine\n\n3. Volga, which is the longest of them, and the
 )
 def test_every_character_is_seen_once(window, emulator, size, text):
     seen, statuses = plainly(emulator, size, [text]), 0
-    for length in (1, 3, 50):
+    for length in (1, 4, 50):
         made = window(*size)
         statuses += show(made, chopped(text, length))
         assert made.look() == seen
@@ -89,7 +90,7 @@ def test_every_character_is_seen_once(window, emulator, size, text):
 
 
 characters = st.one_of(
-    st.sampled_from("ab \n中😀é—а"),
+    st.sampled_from("ab \n中😀é—д"),
     st.sampled_from(["ก็", "❤️", "👩‍👧", "👍🏽", "\u0301", "क्ष"]),
     st.text("abcdefgh", min_size=17, max_size=45),
 )
@@ -161,10 +162,11 @@ def test_what_is_said_meanwhile_has_its_own_row(window):
 
 def test_stdout_gets_exactly_the_text_where_the_terminal_is_only_on_stderr(window, tmp_path):
     made, text = window(60, 10), "a\r\nb\x1b[31m\tc\x00 中 no end"
-    with streams_to(made), open(tmp_path / "out", "w", encoding="utf-8", newline="") as out:
-        with patch.object(sys, "stdout", out), live.LiveText() as shown:
-            for piece in chopped(text):
-                shown.write(piece, STATUS)
+    out = open(tmp_path / "out", "w", encoding="utf-8", newline="")  # noqa: SIM115
+    with streams_to(made), patch.object(sys, "stdout", out), live.LiveText() as shown:
+        for piece in chopped(text):
+            shown.write(piece, STATUS)
+    out.close()
     assert (tmp_path / "out").read_bytes() == text.encode()
     assert made.look() == []
 
@@ -180,4 +182,5 @@ def test_a_terminal_gets_no_sequence_that_it_does_not_want(window, variables):
         sent += os.read(made.fd, 65536)
     assert (b"\x1b" in sent) == (variables != {"TERM": "dumb"})
     assert (b"\x1b[2m" in sent) == (variables == {})
-    assert b"some text\r\n^[[31m" in re.sub(rb"\x1b[78D]|\x1b\[[ABJK]|\r?12 tokens[^\x1b]*|\r(?!\n)|\x1b\[[02]m", b"", sent)
+    sequences = rb"\x1b[78D]|\x1b\[[ABJK]|\r?12 tokens[^\x1b]*|\r(?!\n)|\x1b\[[02]m"
+    assert re.sub(sequences, b"", sent) == b"some text\r\n^[[31m"

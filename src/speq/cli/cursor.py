@@ -47,8 +47,7 @@ class Cursor:
         return not (kind[0] in "ZPC" or kind in ("Lu", "Ll", "Sm", "Sc") or (kind == "Lo" and wide))
 
     def step(self, character: str) -> bool:
-        """Go past a character; ``False`` if that may have led to another row, or what is combined with it may lead there.
-        """
+        """Go past a character; ``False`` if that, or what may be combined with it, may have led to another row."""
         if character == "\n":
             self._places, self._known, self._last = frozenset([0]), True, character
             return False

@@ -131,7 +131,7 @@ class LiveText:
 
     def _catch_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return
+            return  # nobody else may
         for name in _ENDING:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
