@@ -98,7 +98,9 @@ class Emulator(pyte.HistoryScreen):
                 at -= at > 0 and row[at].data == ""
                 row[at] = row[at]._replace(data=row[at].data + character)
                 continue
-            if self.cursor.x + width > self.columns:
+            if self.cursor.x + width > self.columns and pyte.modes.DECAWM not in self.mode:
+                self.cursor.x = self.columns - width
+            elif self.cursor.x + width > self.columns:
                 self.filled[id(row)] = self.cursor.x
                 self._rows.append(row)
                 super().carriage_return()
@@ -197,6 +199,7 @@ class Window:
 
     def __init__(self, columns: int, lines: int) -> None:
         self.fd, self.theirs = os.openpty()
+        self._marks = 0
         self.screen = Emulator(columns, lines)
         self.resize(columns, lines)
 
@@ -223,6 +226,23 @@ class Window:
             return False
         return True
 
+    def hand_over(self) -> None:
+        """Leave the other side to the processes that have it."""
+        os.close(self.theirs)
+        self.theirs = -1
+
+    def close(self) -> None:
+        for fd in {self.fd, self.theirs} - {-1}:
+            os.close(fd)
+        self.fd = self.theirs = -1
+
+    def catch_up(self) -> None:
+        """Show all that this process has written so far."""
+        self._marks += 1
+        os.write(self.theirs, f"\x1b]2;{self._marks}\x07".encode())  # the title of the window
+        while self.screen.title != str(self._marks):
+            assert self.read(10)
+
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
 
@@ -242,7 +262,7 @@ def window():
 
     yield make
     for made in opened:
-        os.close(made.fd)
+        made.close()
 
 
 @pytest.fixture
@@ -262,7 +282,7 @@ def terminal(command, tiny_checkpoint, truth, window):
             env={**environment, "TERM": "xterm", **variables},
             start_new_session=True,
         )
-        os.close(made.theirs)
+        made.hand_over()
         opened.append(process)
         return process, made
 

@@ -12,7 +12,7 @@ import unicodedata
 
 _TAB = 8  # columns between tab stops
 _JOINER, _EMOJI_STYLE = "\u200d", "\ufe0f"
-_COMBINED = 4  # columns by which what follows may widen a character
+_COMBINED = 12  # columns by which what follows may widen a character, as in an emoji of a family
 _VIRAMA = 9  # the combining class of signs that join two consonants
 _MOST_PLACES = 200  # beyond these nothing is known of use
 
@@ -51,18 +51,18 @@ class Cursor:
         if character == "\n":
             self._places, self._known, self._last = frozenset([0]), True, character
             return False
-        before = self._places
+        before, spare = self._places, 0
         if character == "\t":
             self._places = frozenset(map(self._tab_stop, before))
         else:
             widths = _widths(character, self._last)
             self._places = frozenset(self._after(place, width) for place in before for width in widths)
+            spare = 0 if 0 in widths else _COMBINED  # what is combined with another counts there
         self._last = character
         if len(self._places) > _MOST_PLACES:
             self._places, self._known = frozenset(sorted(self._places)[:1]), False
-        spare = _COMBINED if self.may_be_combined and self._places != before else 0
         # A place at the margin counts for the next row here, because that is where the next character goes.
-        reached = before | {place + spare for place in self._places}
+        reached = before | {place + spare * self.may_be_combined for place in self._places}
         return self._known and len({place // self._columns for place in reached}) == 1
 
     def resize(self, columns: int) -> None:

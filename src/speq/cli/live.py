@@ -24,8 +24,9 @@ from speq.cli.terminal import dim, is_live, printable
 
 _REDRAW = 0.1  # seconds between two drawings of a status line that still stands
 _MIN_COLUMNS, _MIN_ROWS = 20, 3  # on anything smaller the text needs all the room
-# Index and up: one row more exists from here on, and the cursor stands where it stood. Then down, write, and back.
-_TO_STATUS, _FROM_STATUS = "\x1bD\x1b[A\x1b7\x1b[B\r", "\x1b[K\x1b8"
+# Index and up: one row more exists from here on, and the cursor stands where it stood. Then down, write, and back. The
+# status does not go on in another row even if the terminal has become narrower since it was asked.
+_TO_STATUS, _FROM_STATUS = "\x1bD\x1b[A\x1b7\x1b[B\r\x1b[?7l", "\x1b[K\x1b[?7h\x1b8"
 _ERASE = "\x1b[J"  # from the cursor to the end of the screen
 _ENDING = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP")  # signals that end or stop a process that does not catch them
 
