@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -189,3 +190,15 @@ def test_a_terminal_gets_no_sequence_that_it_does_not_want(window, variables):
     assert (b"\x1b[2m" in sent) == (variables == {})
     sequences = rb"\x1b[78D]|\x1b\[[ABJK]|\r?12 tokens[^\x1b]*|\r(?!\n)|\x1b\[[02]m|\x1b\[\?7[hl]"
     assert re.sub(sequences, b"", sent) == b"some text\r\n^[[31m"
+
+
+def test_no_line_that_quotes_a_file_drives_the_terminal(capsys):
+    from speq.cli import run
+    from speq.cli.terminal import json_line
+
+    assert run(["generate", "no\x9b31m\x1b[2Jsuch", "-p", "a"]) == 1
+    note("a tensor named \x1b[2J")
+    assert not set(capsys.readouterr().err) & set("\x1b\x9b")
+    value = {"text": "\x1b[2J\x7f\x9b31m é"}
+    assert not any(character < " " or "\x7f" <= character <= "\x9f" for character in json_line(value))
+    assert json.loads(json_line(value)) == value
