@@ -92,14 +92,14 @@ def _run(arguments: list[str]) -> int:
         return end.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "speq"
-        click.echo(f"{path}: {error.format_message()} (see {path} --help)", err=True)
+        _say(f"{path}: {error.format_message()} (see {path} --help)")
         return 2
     except click.ClickException as error:
         return _fail(error.format_message())
     except SpeqError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, click.Abort):
-        click.echo("speq: interrupted", err=True)
+        _say("speq: interrupted")
         return 130
     except _Terminated:
         click.echo("speq: terminated", err=True)
@@ -117,8 +117,15 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    click.echo(f"speq: {' '.join(message.split())}", err=True)
+    _say(f"speq: {' '.join(message.split())}")
     return 1
+
+
+def _say(line: str) -> None:
+    """Print a line on stderr; it may quote a file, whose control characters must not drive a terminal."""
+    from speq.cli.terminal import printable
+
+    click.echo(printable(line), err=True)
 
 
 def _describe(error: OSError) -> str:
