@@ -1,4 +1,4 @@
-"""Draft products of whole layers: the bits of :func:`speq.hardware.golden.array.draft_product`, hundreds of times sooner.
+"""Draft products of whole layers, with the bits of :func:`speq.hardware.golden.array.draft_product` but much sooner.
 
 All groups of a product advance together, a step of four inputs at a time, and every number is a float that holds it
 exactly. The exponents of a sum follow from the activations alone as long as no addition carries out of the mantissa, so
@@ -115,7 +115,7 @@ class Layer:
 
 
 def _fused(product: NDArray[np.float64], addend: NDArray[np.float32]) -> NDArray[np.float32]:
-    """FP32 sums with one rounding to nearest even: a float64 sum that is not exact is made odd before the second one."""
+    """FP32 sums, rounded once to nearest even: a float64 sum that is not exact is made odd before that."""
     wide = addend.astype(np.float64)
     total = wide + product
     second = total - wide

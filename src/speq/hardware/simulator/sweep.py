@@ -24,10 +24,10 @@ from speq.hardware.simulator.experiment import check_keys, path_for, run_once, w
 from speq.hardware.simulator.files import make_directory, replacing, write_json
 from speq.hardware.simulator.load import load, tables
 from speq.hardware.simulator.scenario import Change
-from speq.hardware.simulator.schema import Name, Quantity, Share, Table, positive
+from speq.hardware.simulator.schema import Name, Names, Quantity, Share, Table, Values, positive
 from speq.hardware.simulator.shapes import Task
 
-VERSION = 1  # of the model and of the columns below; parts of another version are not continued
+VERSION = 2  # of the model and of the columns below; parts of another version are not continued
 PART = 200  # points
 MOST_POINTS = 5_000_000
 
@@ -37,8 +37,8 @@ class Axis(Table):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     unit: str
-    keys: Annotated[list[str], Field(min_length=1)]
-    values: Annotated[list[float], Field(min_length=1)]
+    keys: Names
+    values: Values
 
 
 class Sweep(Table):
@@ -61,6 +61,13 @@ class Sweep(Table):
         names = [axis.name for axis in self.axes]
         if len(set(names)) < len(names) or set(names) & set(RESULTS):
             raise ValueError(f"has axes {', '.join(names)}; each needs a name of its own, none of {', '.join(RESULTS)}")
+        for name in (self.subject, self.reference):
+            taken: dict[str, str] = {}
+            for axis in self.axes:
+                for key in axis.keys:
+                    path = key if key.startswith("workload.") else path_for(key, name)
+                    if path is not None and taken.setdefault(path, axis.name) != axis.name:
+                        raise ValueError(f"has axes {taken[path]} and {axis.name}, which both set {path} of {name}")
         return self
 
     @property
