@@ -167,6 +167,20 @@ def check_keys(keys: Iterable[str], accelerators: Sequence[str], origin: str) ->
             raise SpeqError(f"{origin}: unknown key {key}; it must begin with one of {names} and a dot")
 
 
+def check_workload(key: str, values: Iterable[Any], origin: str) -> None:
+    """Find values that ``key`` cannot take, if it is one of the workload.
+
+    Raises:
+        SpeqError: there is one.
+    """
+    if not key.startswith("workload."):
+        return
+    for value in values:
+        possible = {"acceptance": 0.0, "draft_length": 1, "early_stop": 0.0, "prompt_tokens": 1, "new_tokens": 1}
+        name = key.removeprefix("workload.")
+        check(_WorkloadTable, possible | {name: whole(value) if isinstance(possible[name], int) else value}, origin)
+
+
 def geometric_mean(values: Iterable[float]) -> float:
     """The geometric mean of positive numbers."""
     logarithms = [math.log(value) for value in values]

@@ -82,4 +82,4 @@ Values: TypeAlias = Annotated[list[float], Field(min_length=1), AfterValidator(_
 
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.\-]*$")]
 Size: TypeAlias = Annotated[int, Field(gt=0, le=1 << 24)]
-Bits: TypeAlias = Annotated[float, Field(gt=0, le=64)]
+Bits: TypeAlias = Annotated[float, Field(ge=1, le=64)]

@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from speq.errors import SpeqError
 from speq.hardware.simulator.acceptance import Acceptance
-from speq.hardware.simulator.experiment import check_keys, path_for, run_once, workload_of
+from speq.hardware.simulator.experiment import check_keys, check_workload, path_for, run_once, workload_of
 from speq.hardware.simulator.files import make_directory, replacing, write_json
 from speq.hardware.simulator.load import load, tables
 from speq.hardware.simulator.scenario import Change
@@ -88,8 +88,13 @@ def load_sweep(name: str) -> Sweep:
     sweep = load(Sweep, "sweeps", name)
     accelerators = (sweep.subject, sweep.reference)
     for axis in sweep.axes:
-        check_keys(axis.keys, accelerators, f"sweep {name}, axis {axis.name}")
+        origin = f"sweep {name}, axis {axis.name}"
+        check_keys(axis.keys, accelerators, origin)
+        for key in axis.keys:
+            check_workload(key, axis.values, origin)
     check_keys((change.key for change in sweep.changes), accelerators, f"sweep {name}")
+    for change in sweep.changes:
+        check_workload(change.key, [change.value], f"sweep {name}")
     if sweep.points > MOST_POINTS:
         raise SpeqError(f"sweep {name} has {sweep.points:,} points, more than {MOST_POINTS:,}: give axes fewer values")
     return sweep

@@ -86,5 +86,5 @@ def _count(path: Path, number: int, line: dict[str, Any], key: str, most: int = 
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise SpeqError(f"{path}, line {number}: {key} is {value!r}; it must be a count of tokens")
     if value > most:
-        raise SpeqError(f"{path}, line {number}: {key} is {value:.3g}; a generation has at most {most:,} of them")
+        raise SpeqError(f"{path}, line {number}: {key} is more than {most:,}, the most that is replayed")
     return value
