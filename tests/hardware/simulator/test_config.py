@@ -138,11 +138,11 @@ def test_no_value_of_any_key_is_more_than_one_clear_line(name):
         for value in NONSENSE:
             try:
                 simulator = Simulator(load_accelerator(name, {key: value}), shape)
+                run = simulate(simulator, Workload(5, 3, Acceptance(0.5, 2)))
             except SpeqError as error:
                 lines.append(str(error))
                 continue
             assert not isinstance(value, float) or math.isfinite(value)
-            run = simulate(simulator, Workload(5, 3, Acceptance(0.5, 2)))
             for number in (run.seconds, run.joules, simulator.machine.area, run.total.dram_bytes):
                 assert 0 < number < math.inf
     assert len(lines) > 400
