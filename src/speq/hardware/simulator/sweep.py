@@ -20,14 +20,14 @@ from typing_extensions import Self
 
 from speq.errors import SpeqError
 from speq.hardware.simulator.acceptance import Acceptance
-from speq.hardware.simulator.experiment import check_keys, path_for, run_once, workload_of
+from speq.hardware.simulator.experiment import check_keys, check_workload, path_for, run_once, workload_of
 from speq.hardware.simulator.files import make_directory, replacing, write_json
 from speq.hardware.simulator.load import load, tables
 from speq.hardware.simulator.scenario import Change
-from speq.hardware.simulator.schema import Name, Quantity, Share, Table, positive
+from speq.hardware.simulator.schema import Name, Names, Quantity, Share, Table, Values, positive
 from speq.hardware.simulator.shapes import Task
 
-VERSION = 1  # of the model and of the columns below; parts of another version are not continued
+VERSION = 2  # of the model and of the columns below; parts of another version are not continued
 PART = 200  # points
 MOST_POINTS = 5_000_000
 
@@ -37,8 +37,8 @@ class Axis(Table):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     unit: str
-    keys: Annotated[list[str], Field(min_length=1)]
-    values: Annotated[list[float], Field(min_length=1)]
+    keys: Names
+    values: Values
 
 
 class Sweep(Table):
@@ -61,6 +61,13 @@ class Sweep(Table):
         names = [axis.name for axis in self.axes]
         if len(set(names)) < len(names) or set(names) & set(RESULTS):
             raise ValueError(f"has axes {', '.join(names)}; each needs a name of its own, none of {', '.join(RESULTS)}")
+        for name in (self.subject, self.reference):
+            taken: dict[str, str] = {}
+            for axis in self.axes:
+                for key in axis.keys:
+                    path = key if key.startswith("workload.") else path_for(key, name)
+                    if path is not None and taken.setdefault(path, axis.name) != axis.name:
+                        raise ValueError(f"has axes {taken[path]} and {axis.name}, which both set {path} of {name}")
         return self
 
     @property
@@ -81,8 +88,13 @@ def load_sweep(name: str) -> Sweep:
     sweep = load(Sweep, "sweeps", name)
     accelerators = (sweep.subject, sweep.reference)
     for axis in sweep.axes:
-        check_keys(axis.keys, accelerators, f"sweep {name}, axis {axis.name}")
+        origin = f"sweep {name}, axis {axis.name}"
+        check_keys(axis.keys, accelerators, origin)
+        for key in axis.keys:
+            check_workload(key, axis.values, origin)
     check_keys((change.key for change in sweep.changes), accelerators, f"sweep {name}")
+    for change in sweep.changes:
+        check_workload(change.key, [change.value], f"sweep {name}")
     if sweep.points > MOST_POINTS:
         raise SpeqError(f"sweep {name} has {sweep.points:,} points, more than {MOST_POINTS:,}: give axes fewer values")
     return sweep
