@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import subprocess
 import sys
 
@@ -23,10 +24,24 @@ class Bytes:
     def chat(self, messages):
         return self.encode("".join(f"{m['role']}:{m['content']}|" for m in messages))
 
-    def stream(self):
-        from speq.models.detokenizer import Detokenizer
+    def stream(self, prompt=()):
+        return Utf8()
 
-        return Detokenizer(lambda ids: bytes(ids).decode(errors="replace"))
+
+class Utf8:
+    """The text of bytes, character by character; the token that ends a text has a name only."""
+
+    def __init__(self):
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token):
+        return self.decoder.decode(bytes([token]))
+
+    def flush(self):
+        return self.decoder.decode(b"", True)
+
+    def special(self, token):
+        return "<end>" if token == END else ""
 
 
 class Script:

@@ -206,9 +206,8 @@ def test_end_ids(tmp_path):
     assert Tokenizer(tmp_path).eos_ids == {1, 7, 8, 9}
 
 
-def test_special_tokens_map_and_add_bos_token(tmp_path):
-    sentence_piece(tmp_path, add_bos_token=True)
-    assert Tokenizer(tmp_path).encode("the")[0] == Tokenizer(tmp_path).encode("<|begin|>", special=False)[0]
+def test_special_tokens_map(tmp_path):
+    sentence_piece(tmp_path)
     write(tmp_path, "tokenizer_config.json", {})
     write(tmp_path, "special_tokens_map.json", {"eos_token": "<|im_end|>"})
     assert Tokenizer(tmp_path).eos_ids == {4}

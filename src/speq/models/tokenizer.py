@@ -1,8 +1,10 @@
 """Text to token ids and back, by the files a checkpoint carries along.
 
-``tokenizer.json`` does the work through the ``tokenizers`` library; ``tokenizer_config.json``,
-``chat_template.jinja``, ``generation_config.json`` and ``config.json`` add the special tokens, the chat template and
-the ids that end a text. The conventions are Hugging Face's.
+``tokenizer.json`` does the work through the ``tokenizers`` library. What else the files say is used as transformers 5
+uses it: special tokens (:mod:`speq.models.special_tokens`), the class (:mod:`speq.models.tokenizer_class`), the chat
+template (:mod:`speq.models.chat_template`), ``split_special_tokens``, ``clean_up_tokenization_spaces`` (except for BPE,
+which it would corrupt), and the ids that end a text. ``add_bos_token`` and ``add_eos_token`` say nothing there any
+more: which tokens open and close every text stands in ``tokenizer.json``.
 """
 
 from __future__ import annotations
@@ -14,16 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from speq.errors import SpeqError
-from speq.models.chat_template import ChatTemplate, Message
-from speq.models.detokenizer import Detokenizer
+from speq.models.chat_template import ChatTemplate, Message, read_templates
+from speq.models.detokenizer import Detokenizer, decoding_steps
+from speq.models.special_tokens import SpecialTokens, gather
+from speq.models.tokenizer_class import class_of, default_tokens, rebuilt
 
 
 def end_ids(directory: Path) -> frozenset[int]:
-    """Ids that end a text according to ``generation_config.json`` and ``config.json``; no tokenizer is needed."""
+    """Ids that end a text according to ``generation_config.json`` and ``config.json``; no tokenizer is needed.
+
+    Raises:
+        SpeqError: an ``eos_token_id`` is no id.
+    """
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         entry = _read_json(directory / name).get("eos_token_id")
-        ids.update(entry if isinstance(entry, list) else [] if entry is None else [entry])
+        for value in entry if isinstance(entry, list) else [] if entry is None else [entry]:
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise SpeqError(f"{directory / name}: eos_token_id is {entry!r}; a token id or a list of them is expected")
+            ids.add(value)
     return frozenset(ids)
 
 
@@ -36,19 +47,41 @@ class Tokenizer:
         Raises:
             SpeqError: there is none, or a file is damaged.
         """
-        import tokenizers
-
         self._directory = Path(directory)
         file = self._directory / "tokenizer.json"
         if not file.is_file():
             raise SpeqError(f"{self._directory}: no tokenizer.json; give token ids with --ids instead of text")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception for every kind of damage
-            raise SpeqError(f"{file}: not a readable tokenizer ({' '.join(str(error).split())})") from None
+        self._settings = _read_json(self._directory / "tokenizer_config.json")
+        config = _read_json(self._directory / "config.json")
+        self._load(file, config)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._settings = _read_json(self._directory / "tokenizer_config.json")
+        self._tokenizer.encode_special_tokens = bool(self._settings.get("split_special_tokens"))
+
+    def _load(self, file: Path, config: Mapping[str, Any]) -> None:
+        """The library's tokenizer, of the class that the files name, with all special tokens."""
+        from tokenizers import AddedToken, Tokenizer
+
+        try:
+            text = file.read_text(encoding="utf-8")
+            self._tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exception for every kind of damage
+            raise SpeqError(f"{file}: not a readable tokenizer ({' '.join(str(error).split())})") from None
+        known = self._tokenizer.get_added_tokens_decoder()
+        name = class_of(self._settings, config, byte_level='"ByteLevel"' in text)
+        if name and type(self._tokenizer.model).__name__ == "BPE":
+            self._tokenizer = Tokenizer.from_str(json.dumps(rebuilt(name, json.loads(text), self._settings)))
+        self._special: SpecialTokens = gather(
+            default_tokens(name) | dict(self._settings),
+            _read_json(self._directory / "special_tokens_map.json"),
+            _read_json(self._directory / "added_tokens.json"),
+            known,
+            self._directory,
+        )
+        self._special.add_to(self._tokenizer)
+        if name == "Qwen2Tokenizer":  # which knows its special tokens as such, whatever other files say of them
+            tokens = [*self._special.named.values(), *self._special.extra]
+            self._tokenizer.add_tokens([AddedToken(str(token), special=True) for token in tokens])
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of ``text``; with the tokens that open (or close) every text of this model if ``special``.
@@ -57,23 +90,21 @@ class Tokenizer:
             SpeqError: the text holds half characters (lone surrogates).
         """
         try:
-            ids = list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+            return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
         except (UnicodeError, TypeError):
             raise SpeqError("the prompt is not valid Unicode text") from None
-        first = self.special_tokens.get("bos_token")
-        if special and self._settings.get("add_bos_token") and first is not None:
-            bos = self._tokenizer.token_to_id(first)
-            if bos is not None and ids[:1] != [bos]:
-                ids.insert(0, bos)
-        return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Text of token ids; bytes that form no character come out as U+FFFD."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special))
+        """Text of token ids: what :meth:`stream` makes of them, bytes that form no character as U+FFFD."""
+        detokenizer = self._detokenizer(self._skipped if skip_special else frozenset())
+        return "".join([*map(detokenizer.push, ids), detokenizer.flush()])
 
-    def stream(self) -> Detokenizer:
-        """A new incremental decoder."""
-        return Detokenizer(self.decode)
+    def stream(self, prompt: Sequence[int] = ()) -> Detokenizer:
+        """A new incremental decoder, of a text of its own, or of one that goes on after the tokens of ``prompt``.
+
+        Of a text of its own, many tokenizers drop the first space.
+        """
+        return self._detokenizer(self._skipped, prompt)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """A conversation as the text the model was trained on.
@@ -86,7 +117,9 @@ class Tokenizer:
             SpeqError: the checkpoint has no chat template, or the template refuses these messages.
         """
         if self._chat_template is None:
-            raise SpeqError(f"{self._directory}: the model has no chat template; use --raw")
+            names = ", ".join(sorted(self._templates))
+            missing = f"has chat templates named {names}, but no default" if names else "has no chat template"
+            raise SpeqError(f"{self._directory}: the model {missing}; use --raw")
         return self._chat_template.render(messages, add_generation_prompt)
 
     def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
@@ -95,7 +128,7 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether :meth:`chat` works."""
+        """Whether there is a template for :meth:`chat`."""
         return self._chat_template is not None
 
     @cached_property
@@ -105,25 +138,33 @@ class Tokenizer:
         own = None if last is None else self._tokenizer.token_to_id(last)
         return end_ids(self._directory) | (frozenset() if own is None else {own})
 
-    @cached_property
+    @property
     def special_tokens(self) -> dict[str, str]:
         """``bos_token``, ``eos_token`` and the like, as far as the files name them."""
-        found = {}
-        for entries in (_read_json(self._directory / "special_tokens_map.json"), self._settings):
-            for key, value in entries.items():
-                text = value.get("content") if isinstance(value, dict) else value
-                if key.endswith("_token") and isinstance(text, str):
-                    found[key] = text
-        return found
+        return self._special.names
+
+    @cached_property
+    def _skipped(self) -> frozenset[str]:
+        """Tokens without text."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
+
+    @cached_property
+    def _templates(self) -> dict[str, str]:
+        return read_templates(self._directory, self._settings)
 
     @cached_property
     def _chat_template(self) -> ChatTemplate | None:
-        file = self._directory / "chat_template.jinja"
-        source = file.read_text(encoding="utf-8") if file.is_file() else self._settings.get("chat_template")
-        if isinstance(source, list):  # several named templates
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-            source = named.get("default")
-        return ChatTemplate(source, self.special_tokens) if isinstance(source, str) else None
+        source = self._templates.get("default")
+        return None if source is None else ChatTemplate(source, self.special_tokens)
+
+    def _detokenizer(self, skipped: frozenset[str], prompt: Sequence[int] = ()) -> Detokenizer:
+        corrupting = self._settings.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
+        clean_up = self._settings.get("clean_up_tokenization_spaces") and (
+            type(self._tokenizer.model).__name__ != "BPE" or corrupting
+        )
+        steps = decoding_steps(self._tokenizer.decoder, clean_up=bool(clean_up))
+        return Detokenizer(self._tokenizer.id_to_token, skipped, steps, prompt)
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:
@@ -131,7 +172,7 @@ def _read_json(file: Path) -> Mapping[str, Any]:
         return {}
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise SpeqError(f"{file}: not readable JSON ({error})") from None
     if not isinstance(content, dict):
         raise SpeqError(f"{file}: a JSON object is expected")
