@@ -255,8 +255,8 @@ def load(
     path = converted_model(str(name), progress=progress, threads=threads)
     converted = load_converted(path)
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context)
-    tokenizer = Tokenizer(path) if converted.tokenizer else None
-    ends = tokenizer.eos_ids if tokenizer else end_ids(path)
+    tokenizer = Tokenizer(path, name=str(name)) if converted.tokenizer else None
+    ends = tokenizer.eos_ids if tokenizer else end_ids(path, str(name))
     return_freed_memory()
     return Model(
         engine,

@@ -17,7 +17,28 @@ from speq.decoding import StopStrings
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
-PIECES = ["▁", "▁a", "a", "b", "▁▁", "▁b▁", "é", "x▁", " c", ".", "'", "n", "t", "s", "▁'", "▁n", "▁.", "m", "ve", "▁ve"]
+PIECES = [
+    "▁",
+    "▁a",
+    "a",
+    "b",
+    "▁▁",
+    "▁b▁",
+    "é",
+    "x▁",
+    " c",
+    ".",
+    "'",
+    "n",
+    "t",
+    "s",
+    "▁'",
+    "▁n",
+    "▁.",
+    "m",
+    "ve",
+    "▁ve",
+]
 WORDS = ["the", "##n", "##'", "n't", "do", "not", ".", ",", "'", "##", "#", "s", "re"]
 SPECIAL = ["<s>", "</s>"]
 
@@ -99,7 +120,8 @@ def decoded(library, ids):
         return library.decode(list(ids))
     whole = []
     for named, run in groupby(tokens, lambda token: re.fullmatch("<0x..>", token) is not None):
-        whole += [repaired(bytes(int(token[3:5], 16) for token in run))] if named else list(run)
+        words = list(run)
+        whole += [repaired(bytes(int(word[3:5], 16) for word in words))] if named else words
     return library.decoder.decode(whole)
 
 
@@ -142,7 +164,10 @@ def test_a_continuation_is_what_the_prompt_lacks_of_the_whole(tokenizer, ids, cu
 @given(ids=IDS)
 def test_the_end_is_stripped_once_it_is_known(end_stripper, ids):
     ours, library = end_stripper
-    begin = [library.token_to_id("n"), library.token_to_id("t")]  # the library fails on tokens shorter than what it takes
+    begin = [
+        library.token_to_id("n"),
+        library.token_to_id("t"),
+    ]  # the library fails on tokens shorter than what it takes
     assert streamed(ours.stream(), begin + ids) == decoded(library, begin + ids)
 
 

@@ -14,9 +14,16 @@ from transformers import AutoTokenizer
 
 import speq.models.tokenizer
 from speq.errors import SpeqError
+from speq.models.chat_template import ChatTemplate
 
 NAMES = ["<|a|>", "<|b|>", "<|im_end|>", "<tool>", "word", "<s>", "</s>", "<unk>", "<|endoftext|>"]
-TEXTS = ["".join(f"x {name} y{name}{name.upper()}z" for name in NAMES), "12 é  \n", "<s> a</s>", " <tool> word wordy", ""]
+TEXTS = [
+    "".join(f"x {name} y{name}{name.upper()}z" for name in NAMES),
+    "12 é  \n",
+    "<s> a</s>",
+    " <tool> word wordy",
+    "",
+]
 
 
 def byte_level(tokens, **flags):
@@ -70,12 +77,11 @@ def check(directory, *, with_template=True):
     assert ours.special_tokens == theirs.special_tokens_map
     assert ours.eos_ids == {theirs.eos_token_id} - {None}
     if with_template:
-        template = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ tool_token }}|{{ image }}|<|a|> {{ messages[0].content }}"
+        names = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ tool_token }}|{{ image }}"
+        template = names + "|<|a|> {{ messages[0].content }}"
         theirs.chat_template = template
         messages = [{"role": "user", "content": "<|b|>hi"}]
         rendered = theirs.apply_chat_template(messages, tokenize=False)
-        from speq.models.chat_template import ChatTemplate
-
         assert ChatTemplate(template, ours.special_tokens).render(messages) == rendered
 
 
@@ -109,7 +115,9 @@ FILES = {
             "additional_special_tokens": [{"__type": "AddedToken", **described("<|b|>", rstrip=True, special=True)}]
         }
     },
-    "extra special tokens": {"tokenizer_config.json": {"extra_special_tokens": ["<|b|>", "<|a|>"], "bos_token": "<|a|>"}},
+    "extra special tokens": {
+        "tokenizer_config.json": {"extra_special_tokens": ["<|b|>", "<|a|>"], "bos_token": "<|a|>"}
+    },
     "extra special tokens by name": {
         "tokenizer_config.json": {"extra_special_tokens": {"image": "<|b|>", "tool_token": "<tool>"}}
     },
@@ -196,7 +204,14 @@ def test_any_mixture_of_files_gives_the_tokens_of_transformers(
     check(write(tmp_path_factory.mktemp("mixture"), MAKERS[kind](known, **flags), files), with_template=False)
 
 
-CLASSES = [None, "PreTrainedTokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "Qwen2TokenizerFast"]
+CLASSES = [
+    None,
+    "PreTrainedTokenizerFast",
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "GPT2Tokenizer",
+    "Qwen2TokenizerFast",
+]
 
 
 @pytest.mark.parametrize("kind", MAKERS)

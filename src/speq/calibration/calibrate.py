@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,17 @@ class Calibration:
         f"{PASSES} passes of descent"
     )
 
+    def __init__(self) -> None:
+        self._read: tuple[Path, Tokenizer] | None = None
+
     def refusal(self, model: Converted) -> str | None:
         """Why this model cannot be calibrated, or None."""
         if model.tokenizer is None:
             return "the checkpoint has no tokenizer"
+        try:
+            self._tokenizer_of(model)
+        except SpeqError as error:
+            return str(error)
         return None
 
     def moments(self, model: Converted, threads: int) -> Iterator[Mapping[str, NDArray[np.float32]]]:
@@ -36,8 +44,13 @@ class Calibration:
         Raises:
             SpeqError: the tokenizer makes no tokens of the text.
         """
-        tokenizer = Tokenizer(model.path)
-        samples = read_samples(tokenizer, model_config(model.config).context_length)
+        samples = read_samples(self._tokenizer_of(model), model_config(model.config).context_length)
         if not samples:
             raise SpeqError(f"{model.path}: the tokenizer makes no tokens of the calibration text; use --no-calibrate")
         return observe(model.config, {**model.raw, **model.split}, samples, threads)
+
+    def _tokenizer_of(self, model: Converted) -> Tokenizer:
+        """The model's tokenizer, read once; messages name the file that was converted, not the one in the making."""
+        if self._read is None or self._read[0] != model.path:
+            self._read = model.path, Tokenizer(model.path, name=model.source.get("file"))
+        return self._read[1]

@@ -87,6 +87,7 @@ def _split(
     with building(dst, job, names, estimate(source, options)) as writer:
         notes = split_tensors(source, options, writer, progress, threads)
         for name, content in (source.files | {"config.json": to_json(source.config)}).items():
+            (writer.directory / name).parent.mkdir(exist_ok=True)
             (writer.directory / name).write_bytes(content)
         origin = {
             "name": source.name,
@@ -111,9 +112,8 @@ def _recode(
     size = (plain / WEIGHTS).stat().st_size
     with building(dst, job, names, size + size // 50) as writer:
         notes = model.notes + recode(model, calibration, writer, progress, threads)
-        for file in plain.iterdir():
-            if file.name not in (MANIFEST, WEIGHTS):
-                shutil.copyfile(file, writer.directory / file.name)
+        others = shutil.ignore_patterns(MANIFEST, WEIGHTS)
+        shutil.copytree(plain, writer.directory, ignore=others, dirs_exist_ok=True)
         records = [writer.records[name] for name in names]
         manifest = manifest_of(model.source | asdict(options), options, job, records, notes)
         (writer.directory / MANIFEST).write_bytes(to_json(manifest))

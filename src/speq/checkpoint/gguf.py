@@ -31,8 +31,8 @@ class GGUFSource:
             for none.
 
     Raises:
-        SpeqError: damaged file, unsupported architecture, a tensor of unknown purpose, a type that cannot be read or
-            dithered.
+        SpeqError: damaged file or tokenizer, unsupported architecture, a tensor of unknown purpose, a type that cannot
+            be read or dithered.
     """
 
     def __init__(self, path: Path, *, dither: int | None = None) -> None:
@@ -48,7 +48,10 @@ class GGUFSource:
         self._stored = {name: stored for name, stored in stored_names.items() if name is not None}
         self.tensors = [self._info(name) for name in sorted(self._stored, key=natural_order)]
         self._check_attention()
-        self.files, tokenizer_notes = build_tokenizer_files(self._file.metadata)
+        try:
+            self.files, tokenizer_notes = build_tokenizer_files(self._file.metadata)
+        except SpeqError as error:
+            raise SpeqError(f"{path}: {error}") from None
         self.notes = self._quantisation_notes() + tokenizer_notes
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:

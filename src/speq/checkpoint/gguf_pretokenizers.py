@@ -34,11 +34,17 @@ _DEFAULT = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """Parts of a ``tokenizer.json``; ``ignore_merges``: a whole word that is in the vocabulary is taken as it is."""
+    """Parts of a ``tokenizer.json``.
+
+    Attributes:
+        ignore_merges: a whole word that is in the vocabulary is taken as it is.
+        adds_bos: texts begin with the start token where the file does not say whether they do.
+    """
 
     pre_tokenizer: dict[str, Any]
     normalizer: dict[str, Any] | None = None
     ignore_merges: bool = False
+    adds_bos: bool = False
 
 
 def _split(*expressions: str) -> dict[str, Any]:
@@ -53,17 +59,17 @@ _BY_DIGITS_AND_WORDS = {"type": "Sequence", "pretokenizers": [_SINGLE_DIGITS, _G
 _KNOWN = {
     "smollm": PreTokenizer(_BY_DIGITS_AND_WORDS),
     "qwen2": PreTokenizer(_split(_QWEN2), normalizer={"type": "NFC"}),
-    "llama-bpe": PreTokenizer(_split(_LLAMA3), ignore_merges=True),
+    "llama-bpe": PreTokenizer(_split(_LLAMA3), ignore_merges=True, adds_bos=True),
     "gpt-2": PreTokenizer(_GPT2_WORDS),
-    "tekken": PreTokenizer(_split(_TEKKEN), ignore_merges=True),
+    "tekken": PreTokenizer(_split(_TEKKEN), ignore_merges=True, adds_bos=True),
     "default": PreTokenizer(_split(*_DEFAULT)),
 }
 _ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "deepseek-r1-qwen": "qwen2"}
 
 
-def pre_tokenizer_for(name: str) -> PreTokenizer | None:
+def pre_tokenizer_for(name: object) -> PreTokenizer | None:
     """The pre-tokenizer that a GGUF file names, or None for one that is not known here."""
-    return _KNOWN.get(_ALIASES.get(name, name))
+    return _KNOWN.get(_ALIASES.get(name, name)) if isinstance(name, str) else None
 
 
 def pre_tokenizer_name(pre_tokenizer: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _wanted(repo: str, names: list[str]) -> list[str]:
         ggufs = [name for name in names if name.endswith(".gguf")]
         hint = f"; download one of its GGUF files ({ggufs[0]}) and give its path" if ggufs else ""
         raise SpeqError(f"{repo} on the hub has no config.json and safetensors weights{hint}")
-    return ["config.json", *(name for name in (*CARRIED, _INDEX) if name in names), *weights]
+    return ["config.json", *(name for wanted in (*CARRIED, _INDEX) for name in fnmatch.filter(names, wanted)), *weights]
 
 
 def _cached_snapshot(repo: str) -> Path | None:

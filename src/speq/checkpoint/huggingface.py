@@ -16,7 +16,9 @@ from speq.errors import SpeqError
 CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt", "LICENSE", "NOTICE",
+    "additional_chat_templates/*.jinja",
 )  # fmt: skip
+"""Names, or patterns of them, of the files that go along with the weights."""
 
 
 class HuggingFaceSource:
@@ -45,7 +47,8 @@ class HuggingFaceSource:
                 raise SpeqError(f"{path}: tensor {info.name} is {info.dtype}; speq needs F16, BF16 or F32 weights")
         self.tensors = sorted(infos, key=lambda info: natural_order(info.name))
         self.notes: list[str] = []
-        self.files = {name: (path / name).read_bytes() for name in CARRIED if (path / name).is_file()}
+        carried = [file for name in CARRIED for file in sorted(path.glob(name)) if file.is_file()]
+        self.files = {file.relative_to(path).as_posix(): file.read_bytes() for file in carried}
         if "tokenizer.json" not in self.files:
             self.notes.append("no tokenizer.json: text needs one, token ids (--ids) do not")
 

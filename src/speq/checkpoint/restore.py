@@ -57,9 +57,7 @@ def restore(model_dir: Path, dst: Path, progress: Progress | None = None) -> Pat
                     done += array.nbytes
                     if progress is not None:
                         progress("restoring", done, total)
-            for item in model_dir.iterdir():
-                if item.is_file() and item.name not in (MANIFEST, WEIGHTS):
-                    shutil.copyfile(item, partial / item.name)
+            shutil.copytree(model_dir, partial, ignore=shutil.ignore_patterns(MANIFEST, WEIGHTS), dirs_exist_ok=True)
             if dst.exists():
                 dst.rmdir()
             partial.rename(dst)

@@ -41,7 +41,8 @@ def stream_pieces(
         passes: from :func:`speq.decoding.generate.generate_tokens`, which also fills ``stats``.
         silent: token ids without text: those that end one.
         detokenizer: ``None`` gives pieces without text.
-        stop: stop strings, which may contain special tokens; the token that completes one is the last of the generation.
+        stop: stop strings, which may contain special tokens; the token that completes one is the last of the
+            generation.
         keep: called with all token ids of each pass, whether or not they are shown.
     """
     for tokens in passes:

@@ -93,12 +93,10 @@ class ChatTemplate:
                 **self._special_tokens,
             )
         except (TemplateError, *_FAILURES) as error:
-            raise SpeqError(
-                f"the model's chat template refuses this conversation: {_line(error)}; use --raw"
-            ) from None
+            raise SpeqError(f"the model's chat template refuses this conversation: {_line(error)}; use --raw") from None
 
 
-def read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+def read_templates(directory: Path, settings: Mapping[str, Any], model: str) -> dict[str, str]:
     """The chat templates of a checkpoint by name; the one that conversations use is ``default``.
 
     Files of their own (``chat_template.jinja`` is the default one, others lie in ``additional_chat_templates``) go
@@ -108,6 +106,7 @@ def read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, st
     Args:
         directory: of the checkpoint.
         settings: content of ``tokenizer_config.json``.
+        model: its name, for messages.
 
     Raises:
         SpeqError: a file cannot be read, or an entry is of another shape.
@@ -116,28 +115,28 @@ def read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, st
     if (directory / "chat_template.jinja").is_file():
         files["default"] = directory / "chat_template.jinja"
     if files:
-        return {name: _read(file) for name, file in files.items()}
+        return {name: _read(file, model) for name, file in files.items()}
     if settings.get("chat_template") is not None:
-        return _named(settings["chat_template"], directory / "tokenizer_config.json")
+        return _named(settings["chat_template"], "tokenizer_config.json", model)
     last = directory / "chat_template.json"
     if not last.is_file():
         return {}
     try:
-        content = json.loads(_read(last))
+        content = json.loads(_read(last, model))
     except (ValueError, RecursionError) as error:
-        raise SpeqError(f"{last}: not readable JSON ({error})") from None
+        raise SpeqError(f"{model}/{last.name}: not readable JSON ({error}); use --raw") from None
     template = content.get("chat_template") if isinstance(content, dict) else None
-    return {} if template is None else _named(template, last)
+    return {} if template is None else _named(template, last.name, model)
 
 
-def _read(file: Path) -> str:
+def _read(file: Path, model: str) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise SpeqError(f"{file}: not a readable chat template ({_line(error)}); use --raw") from None
+        raise SpeqError(f"{model}/{file.name}: not a readable chat template ({_line(error)}); use --raw") from None
 
 
-def _named(entry: Any, file: Path) -> dict[str, str]:
+def _named(entry: Any, file: str, model: str) -> dict[str, str]:
     """Templates by name, of the shapes that files hold them in."""
     if isinstance(entry, str):
         return {"default": entry}
@@ -145,7 +144,7 @@ def _named(entry: Any, file: Path) -> dict[str, str]:
         entry = {item.get("name"): item.get("template") for item in entry}
     if isinstance(entry, dict) and all(isinstance(text, str) for item in entry.items() for text in item):
         return entry
-    raise SpeqError(f"{file}: chat_template is neither a template nor templates by name; use --raw")
+    raise SpeqError(f"{model}/{file}: chat_template is neither a template nor templates by name; use --raw")
 
 
 def _prepared(message: Message) -> dict[str, Any]:

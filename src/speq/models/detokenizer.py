@@ -126,7 +126,7 @@ def decoding_steps(decoder: Decoder | None, *, clean_up: bool = False) -> list[S
         decoder: from a tokenizer.
         clean_up: remove the spaces before punctuation that ``clean_up_tokenization_spaces`` names, at the end.
     """
-    steps = _steps_of(json.loads(decoder.__getstate__())) if decoder is not None else [_Joined()]
+    steps: list[Step] = [_Joined()] if decoder is None else _steps_of(json.loads(decoder.__getstate__()))
     return [*steps, _CleanUp()] if clean_up else steps
 
 
@@ -157,9 +157,10 @@ def _library_decoder(content: dict[str, Any]) -> Decoder:
     from tokenizers import Tokenizer
 
     model = {"type": "BPE", "vocab": {}, "merges": []}
-    decoder = Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": [], "model": model, "decoder": content}))
-    assert decoder.decoder is not None
-    return decoder.decoder
+    described = {"version": "1.0", "added_tokens": [], "model": model, "decoder": content}
+    decoder: Decoder | None = Tokenizer.from_str(json.dumps(described)).decoder
+    assert decoder is not None
+    return decoder
 
 
 def _byte_letters() -> dict[str, int]:
@@ -198,7 +199,9 @@ class _ByteFallback(Step):
 
     def __init__(self) -> None:
         super().__init__()
-        self._begin_run()
+        self._held = 0  # bytes of a character that is not complete yet
+        self._broken = self._in_run = False
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("strict")
 
     def take(self, token: str) -> list[Fragment]:
         named = self._NAME.fullmatch(token)
@@ -215,14 +218,10 @@ class _ByteFallback(Step):
     def flush(self) -> list[Fragment]:
         if not self._in_run:
             return []
-        text = _REPLACEMENT * self._held
-        self._begin_run()
-        return [(text, True)]
-
-    def _begin_run(self) -> None:
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("strict")
-        self._held = 0  # bytes of a character that is not complete yet
+        text, self._held = _REPLACEMENT * self._held, 0
         self._broken = self._in_run = False
+        self._utf8.reset()
+        return [(text, True)]
 
 
 class _Fuse(Step):

@@ -8,9 +8,8 @@ older checkpoints, in ``special_tokens_map.json`` and ``added_tokens.json``, whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speq.errors import SpeqError
@@ -69,7 +68,7 @@ def gather(
     special_map: Mapping[str, Any],
     added_ids: Mapping[str, Any],
     known: Mapping[int, AddedToken],
-    directory: Path,
+    model: str,
 ) -> SpecialTokens:
     """The special tokens of a checkpoint.
 
@@ -78,7 +77,7 @@ def gather(
         special_map: content of ``special_tokens_map.json``.
         added_ids: content of ``added_tokens.json``, ids by token.
         known: the added tokens of ``tokenizer.json``, by id.
-        directory: where the files lie, for messages.
+        model: its name, for messages.
 
     Raises:
         SpeqError: an entry is neither a token nor what a token is described by.
@@ -86,46 +85,47 @@ def gather(
     from tokenizers import AddedToken
 
     found = dict(settings)
-    if not found.get(_EXTRA):
-        found[_EXTRA] = found.pop(_OLD_EXTRA, None)
+    if _OLD_EXTRA in found and not found.get(_EXTRA):
+        found[_EXTRA] = found.pop(_OLD_EXTRA)
     own_roles = {key: found.pop(key) for key in list(found) if _is_role(key) and isinstance(found[key], str)}
-    if isinstance(found[_EXTRA], dict):
+    if isinstance(found.get(_EXTRA), dict):
         own_roles |= found.pop(_EXTRA)
     added: dict[int, AddedToken] = {}
     described: dict[str, AddedToken] = {}  # by content, also where two have one id
     if "added_tokens_decoder" in found:
-        for index, entry in _mapping(found["added_tokens_decoder"], "added_tokens_decoder", directory).items():
-            token = _token(entry, "added_tokens_decoder", directory)
-            added[_index(index, directory)] = described[token.content] = token
+        for index, entry in _mapping(found["added_tokens_decoder"], "added_tokens_decoder", model).items():
+            token = _token(entry, "added_tokens_decoder", model)
+            added[_index(index, model)] = described[token.content] = token
     else:
-        extra = list(_sequence(found.get(_EXTRA) or [], directory))
         for key, entry in special_map.items():
             if key == _EXTRA and isinstance(entry, list):
-                tokens = [_named(token, _EXTRA, directory) for token in entry]
-                extra += [token for token in tokens if token not in extra]
-            elif key == _EXTRA and isinstance(entry, dict):
-                own_roles |= entry
-            elif isinstance(entry, dict):
-                found[key] = _token(entry | {"special": True}, key, directory)
+                extra = _sequence(found.get(_EXTRA) or [], model)
+                tokens = [_named(token, _EXTRA, model) for token in entry]
+                found[_EXTRA] = extra + [token for token in tokens if token not in extra]
+            elif key != _EXTRA and isinstance(entry, dict):
+                found[key] = _token(entry | {"special": True}, key, model)
             else:
                 found[key] = entry
+        if isinstance(found.get(_EXTRA), dict):
+            own_roles |= found.pop(_EXTRA)
+        extra = _sequence(found.get(_EXTRA) or [], model)
         special = {str(found[role]) for role in ROLES if found.get(role)} | {str(token) for token in extra}
-        found[_EXTRA] = extra or found.get(_OLD_EXTRA)
         for content, index in added_ids.items():
             token = AddedToken(content, normalized=content not in special, special=content in special)
-            added[_index(index, directory)] = described[content] = token
+            added[_index(index, model)] = described[content] = token
         added |= known
         described |= {token.content: token for token in known.values()}
     named: dict[str, AddedToken | str] = {}
     for role in ROLES:
         if found.get(role) is not None:
-            value = _named(found[role], role, directory)
+            value = _named(found[role], role, model)
             named[role] = described.get(str(value), value)
-    others = {key: entry for key, entry in found.items() if _is_role(key) and isinstance(entry, dict | AddedToken)}
-    for role, entry in (others | own_roles).items():
-        if entry is not None:
-            named[role] = _named(entry, role, directory)
-    extra = [_named(entry, _EXTRA, directory) for entry in _sequence(found.get(_EXTRA) or [], directory)]
+    own_roles = {key: found[key] for key in found if _is_role(key)} | own_roles
+    for role, entry in own_roles.items():
+        if isinstance(entry, str | dict | AddedToken):
+            named[role] = _named(entry, role, model)
+    rest = found[_EXTRA] if _EXTRA in found else found.get(_OLD_EXTRA)
+    extra = [_named(entry, _EXTRA, model) for entry in _sequence(rest or [], model)]
     return SpecialTokens(named, extra, [added[index] for index in sorted(added)])
 
 
@@ -134,36 +134,36 @@ def _is_role(key: str) -> bool:
     return key.endswith("_token") and key not in ROLES
 
 
-def _named(entry: Any, role: str, directory: Path) -> AddedToken | str:
-    return entry if isinstance(entry, str) else _token(entry, role, directory, special=True)
+def _named(entry: Any, role: str, model: str) -> AddedToken | str:
+    return entry if isinstance(entry, str) else _token(entry, role, model, special=True)
 
 
-def _token(entry: Any, key: str, directory: Path, *, special: bool = False) -> AddedToken:
+def _token(entry: Any, key: str, model: str, *, special: bool = False) -> AddedToken:
     """A token from its description: ``content`` and flags."""
     from tokenizers import AddedToken
 
     if isinstance(entry, AddedToken):
         return entry
     if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-        raise SpeqError(f"{directory}: {key} holds {entry!r}, which describes no token; use --ids or mend the file")
+        raise SpeqError(f"{model}: {key} holds {entry!r}, which describes no token; use --ids or mend the file")
     flags = {"special": special} | {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry}
     return AddedToken(entry["content"], **flags)
 
 
-def _index(index: Any, directory: Path) -> int:
+def _index(index: Any, model: str) -> int:
     try:
         return int(index)
     except (TypeError, ValueError):
-        raise SpeqError(f"{directory}: an added token has the id {index!r}; ids are numbers") from None
+        raise SpeqError(f"{model}: an added token has the id {index!r}; ids are numbers") from None
 
 
-def _mapping(entry: Any, key: str, directory: Path) -> Mapping[str, Any]:
+def _mapping(entry: Any, key: str, model: str) -> Mapping[str, Any]:
     if not isinstance(entry, dict):
-        raise SpeqError(f"{directory}: {key} is {type(entry).__name__}, and an object is expected")
+        raise SpeqError(f"{model}: {key} is {type(entry).__name__}, and an object is expected")
     return entry
 
 
-def _sequence(entry: Any, directory: Path) -> Iterable[Any]:
+def _sequence(entry: Any, model: str) -> list[Any]:
     if not isinstance(entry, list):
-        raise SpeqError(f"{directory}: {_EXTRA} is {type(entry).__name__}, and a list or an object is expected")
+        raise SpeqError(f"{model}: {_EXTRA} is {type(entry).__name__}, and a list or an object is expected")
     return entry

@@ -22,18 +22,22 @@ from speq.models.special_tokens import SpecialTokens, gather
 from speq.models.tokenizer_class import class_of, default_tokens, rebuilt
 
 
-def end_ids(directory: Path) -> frozenset[int]:
+def end_ids(directory: Path, name: str | None = None) -> frozenset[int]:
     """Ids that end a text according to ``generation_config.json`` and ``config.json``; no tokenizer is needed.
+
+    Args:
+        directory: of the checkpoint.
+        name: of the model, for messages; the directory if None.
 
     Raises:
         SpeqError: an ``eos_token_id`` is no id.
     """
-    ids: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        entry = _read_json(directory / name).get("eos_token_id")
+    name, ids = name or str(directory), set[int]()
+    for file in ("generation_config.json", "config.json"):
+        entry = _read_json(directory, file, name).get("eos_token_id")
         for value in entry if isinstance(entry, list) else [] if entry is None else [entry]:
             if not isinstance(value, int) or isinstance(value, bool):
-                raise SpeqError(f"{directory / name}: eos_token_id is {entry!r}; a token id or a list of them is expected")
+                raise SpeqError(f"{name}/{file}: eos_token_id is {entry!r}; a token id or a list of them is expected")
             ids.add(value)
     return frozenset(ids)
 
@@ -41,18 +45,22 @@ def end_ids(directory: Path) -> frozenset[int]:
 class Tokenizer:
     """The tokenizer of the checkpoint in a directory."""
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, *, name: str | None = None) -> None:
         """Load it.
+
+        Args:
+            directory: with ``tokenizer.json`` and the files that go with it.
+            name: of the model, for messages; the directory if None.
 
         Raises:
             SpeqError: there is none, or a file is damaged.
         """
-        self._directory = Path(directory)
+        self._directory, self._name = Path(directory), name or str(directory)
         file = self._directory / "tokenizer.json"
         if not file.is_file():
-            raise SpeqError(f"{self._directory}: no tokenizer.json; give token ids with --ids instead of text")
-        self._settings = _read_json(self._directory / "tokenizer_config.json")
-        config = _read_json(self._directory / "config.json")
+            raise SpeqError(f"{self._name}: no tokenizer.json; give token ids with --ids instead of text")
+        self._settings = self._content("tokenizer_config.json")
+        config = self._content("config.json")
         self._load(file, config)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -66,17 +74,18 @@ class Tokenizer:
             text = file.read_text(encoding="utf-8")
             self._tokenizer = Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception for every kind of damage
-            raise SpeqError(f"{file}: not a readable tokenizer ({' '.join(str(error).split())})") from None
+            reason = " ".join(str(error).split())
+            raise SpeqError(f"{self._name}/tokenizer.json: not a readable tokenizer ({reason})") from None
         known = self._tokenizer.get_added_tokens_decoder()
         name = class_of(self._settings, config, byte_level='"ByteLevel"' in text)
         if name and type(self._tokenizer.model).__name__ == "BPE":
             self._tokenizer = Tokenizer.from_str(json.dumps(rebuilt(name, json.loads(text), self._settings)))
         self._special: SpecialTokens = gather(
             default_tokens(name) | dict(self._settings),
-            _read_json(self._directory / "special_tokens_map.json"),
-            _read_json(self._directory / "added_tokens.json"),
+            self._content("special_tokens_map.json"),
+            self._content("added_tokens.json"),
             known,
-            self._directory,
+            self._name,
         )
         self._special.add_to(self._tokenizer)
         if name == "Qwen2Tokenizer":  # which knows its special tokens as such, whatever other files say of them
@@ -119,7 +128,7 @@ class Tokenizer:
         if self._chat_template is None:
             names = ", ".join(sorted(self._templates))
             missing = f"has chat templates named {names}, but no default" if names else "has no chat template"
-            raise SpeqError(f"{self._directory}: the model {missing}; use --raw")
+            raise SpeqError(f"{self._name}: the model {missing}; use --raw")
         return self._chat_template.render(messages, add_generation_prompt)
 
     def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
@@ -136,7 +145,7 @@ class Tokenizer:
         """Ids that end a text: those of the configuration files, and the tokenizer's own end token."""
         last = self.special_tokens.get("eos_token")
         own = None if last is None else self._tokenizer.token_to_id(last)
-        return end_ids(self._directory) | (frozenset() if own is None else {own})
+        return end_ids(self._directory, self._name) | (frozenset() if own is None else {own})
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -151,12 +160,15 @@ class Tokenizer:
 
     @cached_property
     def _templates(self) -> dict[str, str]:
-        return read_templates(self._directory, self._settings)
+        return read_templates(self._directory, self._settings, self._name)
 
     @cached_property
     def _chat_template(self) -> ChatTemplate | None:
         source = self._templates.get("default")
         return None if source is None else ChatTemplate(source, self.special_tokens)
+
+    def _content(self, file: str) -> Mapping[str, Any]:
+        return _read_json(self._directory, file, self._name)
 
     def _detokenizer(self, skipped: frozenset[str], prompt: Sequence[int] = ()) -> Detokenizer:
         corrupting = self._settings.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
@@ -167,13 +179,14 @@ class Tokenizer:
         return Detokenizer(self._tokenizer.id_to_token, skipped, steps, prompt)
 
 
-def _read_json(file: Path) -> Mapping[str, Any]:
-    if not file.is_file():
+def _read_json(directory: Path, file: str, name: str) -> Mapping[str, Any]:
+    """The object in a file, empty if there is none; ``name`` is what messages call the directory."""
+    if not (directory / file).is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads((directory / file).read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise SpeqError(f"{file}: not readable JSON ({error})") from None
+        raise SpeqError(f"{name}/{file}: not readable JSON ({error})") from None
     if not isinstance(content, dict):
-        raise SpeqError(f"{file}: a JSON object is expected")
+        raise SpeqError(f"{name}/{file}: a JSON object is expected")
     return content
