@@ -122,6 +122,60 @@ def test_a_stop_string_inside_a_character_boundary():
     assert result.text == "a€"
 
 
+@pytest.mark.parametrize("draft", ["none", "self"])
+@pytest.mark.parametrize(("stop", "count"), [("<end>", 4), ("s<end>", 4), ("<end", 4), (("zz", "<end>xx"), 6)])
+def test_a_special_token_in_a_stop_string_ends_the_text(draft, stop, count):
+    model = scripted("yes")
+    model.engine.script += b"xxyy"  # goes on after the token
+    result = model.generate("hello", stop=stop, ignore_ends=True, draft=draft, draft_length=7, max_new_tokens=7)
+    assert len(result.token_ids) == result.stats.new_tokens == count
+    assert result.stats.finish_reason == "stop"
+    assert result.text == ("ye" if stop == "s<end>" else "yes")
+
+
+def test_stop_strings_and_transformers_agree_on_special_tokens(tiny_checkpoint, tmp_path, monkeypatch):
+    import torch
+    from transformers import AutoTokenizer, StopStringCriteria
+
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path))
+    model, theirs = speq.load(tiny_checkpoint, threads=1), AutoTokenizer.from_pretrained(tiny_checkpoint)
+    for seed in range(20):
+        sampling = speq.Sampling(temperature=8.0, seed=seed)
+        options = {"raw": True, "max_new_tokens": 200, "sampling": sampling, "ignore_ends": True}
+        free = model.generate("x", **options).token_ids
+        if 258 in free[20:-1] and free[free.index(258) + 1] < 94:
+            break
+    after = model.tokenizer.decode([free[free.index(258) + 1]])
+    for stop in ("<|turn|>", "<|tur", "rn|>", "<|end|>", "<|turn|>" + after, "|>" + after, "\n\n\n"):
+        criterion = StopStringCriteria(tokenizer=theirs, stop_strings=[stop])
+        ends = [n for n in range(1, len(free) + 1) if criterion(torch.tensor([free[:n]]), None)[0]]
+        result = model.generate("x", stop=stop, **options)
+        assert len(result.token_ids) == (ends[0] if ends else len(free))
+        assert result.stats.finish_reason == ("stop" if ends else "length")
+
+
+def test_a_raw_text_goes_on_where_the_prompt_ends(tmp_path, monkeypatch):
+    class Told(Bytes):
+        def stream(self, prompt=()):
+            told.append(list(prompt))
+            return Utf8()
+
+    told = []
+    model = scripted("x", prompt="hello")
+    model.tokenizer = Told()
+    model.generate("hello", raw=True)
+    model.generate([104, 101], raw=True, max_new_tokens=1)
+    model.generate([104, 101], max_new_tokens=1)
+    model.generate("hello", max_new_tokens=1)
+    model.generate([{"role": "user", "content": "x"}], raw=True, max_new_tokens=1)
+    assert told == [list(b"hello"), [104, 101], [], [], []]
+
+
+def test_prompts_of_several_kinds_at_once_are_refused():
+    with pytest.raises(speq.SpeqError, match="text, token ids, or messages, not some of each"):
+        scripted("x").encode([{"role": "user", "content": "x"}, "text"])
+
+
 def test_prompts_are_text_messages_or_ids():
     model = scripted("x")
     assert model.encode("hello") == model.encode([{"role": "user", "content": "hello"}]) == list(b"user:hello|")

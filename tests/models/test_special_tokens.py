@@ -188,7 +188,7 @@ SETTINGS = some(
 MAP = some({"eos_token": st.one_of(TOKEN, DESCRIBED), "pad_token": TOKEN, "extra_special_tokens": st.lists(TOKEN)})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     kind=st.sampled_from(sorted(MAKERS)),
     known=st.lists(TOKEN, max_size=3, unique=True),

@@ -74,12 +74,12 @@ def pre_tokenizer_for(name: object) -> PreTokenizer | None:
 
 def pre_tokenizer_name(pre_tokenizer: Any) -> str | None:
     """The name under which GGUF files know what a ``tokenizer.json`` states, or None if they know none."""
-    wanted = _without_offsets(pre_tokenizer)
-    return next((name for name, known in _KNOWN.items() if _without_offsets(known.pre_tokenizer) == wanted), None)
+    wanted = without_offsets(pre_tokenizer)
+    return next((name for name, known in _KNOWN.items() if without_offsets(known.pre_tokenizer) == wanted), None)
 
 
-def _without_offsets(content: Any) -> Any:
+def without_offsets(content: Any) -> Any:
     """``content`` without ``trim_offsets``, which changes where tokens are said to lie but not the tokens."""
     if isinstance(content, dict):
-        return {key: _without_offsets(value) for key, value in content.items() if key != "trim_offsets"}
-    return [_without_offsets(item) for item in content] if isinstance(content, list) else content
+        return {key: without_offsets(value) for key, value in content.items() if key != "trim_offsets"}
+    return [without_offsets(item) for item in content] if isinstance(content, list) else content

@@ -19,7 +19,7 @@ from speq.errors import SpeqError
 from speq.models.chat_template import ChatTemplate, Message, read_templates
 from speq.models.detokenizer import Detokenizer, decoding_steps
 from speq.models.special_tokens import SpecialTokens, gather
-from speq.models.tokenizer_class import class_of, default_tokens, rebuilt
+from speq.models.tokenizer_class import agrees, class_of, default_tokens, rebuilt
 
 
 def end_ids(directory: Path, name: str | None = None) -> frozenset[int]:
@@ -78,8 +78,6 @@ class Tokenizer:
             raise SpeqError(f"{self._name}/tokenizer.json: not a readable tokenizer ({reason})") from None
         known = self._tokenizer.get_added_tokens_decoder()
         name = class_of(self._settings, config, byte_level='"ByteLevel"' in text)
-        if name and type(self._tokenizer.model).__name__ == "BPE":
-            self._tokenizer = Tokenizer.from_str(json.dumps(rebuilt(name, json.loads(text), self._settings)))
         self._special: SpecialTokens = gather(
             default_tokens(name) | dict(self._settings),
             self._content("special_tokens_map.json"),
@@ -87,6 +85,11 @@ class Tokenizer:
             known,
             self._name,
         )
+        # A class makes its tokenizer of vocabulary and merges alone; most files say the same, and need no other one.
+        listed = {repr(token) for token in self._special.added}
+        as_listed = all(repr(token) in listed for token in known.values())
+        if name and not (as_listed and agrees(name, self._tokenizer, self._settings)):
+            self._tokenizer = Tokenizer.from_str(json.dumps(rebuilt(name, json.loads(text), self._settings)))
         self._special.add_to(self._tokenizer)
         if name == "Qwen2Tokenizer":  # which knows its special tokens as such, whatever other files say of them
             tokens = [*self._special.named.values(), *self._special.extra]
@@ -154,9 +157,14 @@ class Tokenizer:
 
     @cached_property
     def _skipped(self) -> frozenset[str]:
-        """Tokens without text."""
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        return frozenset(token.content for token in added if token.special)
+        """Tokens without text. One that was once added as special stays so, although a later description denies it."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        decode = self._tokenizer.decode
+        return frozenset(
+            token.content
+            for index, token in added.items()
+            if token.special or (decode([index], skip_special_tokens=False) and not decode([index]))
+        )
 
     @cached_property
     def _templates(self) -> dict[str, str]:

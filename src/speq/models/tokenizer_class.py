@@ -6,11 +6,16 @@ of ``tokenizer_config.json`` (``legacy``, ``add_prefix_space``); for every other
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from speq.checkpoint.gguf_pretokenizers import pre_tokenizer_for
+from speq.checkpoint.gguf_pretokenizers import pre_tokenizer_for, without_offsets
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_SPELT = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 _GENERIC = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "PythonBackend")
 
 
@@ -45,6 +50,33 @@ def rebuilt(name: str, content: Mapping[str, Any], settings: Mapping[str, Any]) 
     """
     model = {"type": "BPE", "vocab": content["model"]["vocab"], "merges": content["model"]["merges"]}
     return {**content, "added_tokens": [], "model": model} | _REBUILD[name](model, settings)
+
+
+def agrees(name: str, tokenizer: Tokenizer, settings: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer splits and spells text as a class of :func:`class_of` does, or is of a kind that has none."""
+    from tokenizers import models
+
+    model = tokenizer.model
+    if not isinstance(model, models.BPE):
+        return True
+    wanted = rebuilt(name, {"model": {"vocab": {}, "merges": []}}, settings)
+    found = {
+        part: None if step is None else json.loads(step.__getstate__())
+        for part, step in (
+            ("normalizer", tokenizer.normalizer),
+            ("pre_tokenizer", tokenizer.pre_tokenizer),
+            ("decoder", tokenizer.decoder),
+        )
+    }
+    if (found["decoder"] or {}).get("type") == "ByteLevel":  # whose settings matter to a pre-tokenizer only
+        found["decoder"] = _SPELT
+    flags = {flag: wanted["model"].get(flag, False) for flag in ("fuse_unk", "byte_fallback", "ignore_merges")}
+    return (
+        all(without_offsets(found[part]) == without_offsets(wanted[part]) for part in found)
+        and all(getattr(model, flag) == value for flag, value in flags.items())
+        and model.unk_token is None
+        and not model.dropout
+    )
 
 
 def default_tokens(name: str | None) -> dict[str, str]:
@@ -83,8 +115,7 @@ def _byte_level(words: str) -> Callable[[dict[str, Any], Mapping[str, Any]], dic
             cut = cut | {"pretokenizers": [*splits, spelling | prefix]}
         else:
             cut = cut | prefix
-        spelt = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-        return {"normalizer": known.normalizer, "pre_tokenizer": cut, "decoder": spelt}
+        return {"normalizer": known.normalizer, "pre_tokenizer": cut, "decoder": _SPELT}
 
     return build
 
