@@ -50,7 +50,7 @@ def theirs(template, messages=CHAT):
         "{{ messages | tojson(separators=(',', ':'), sort_keys=true) }}",
         "{{ messages | tojson(true, 1, (';', '='), true) }}",
         "{{ 'day' if strftime_now('%Y') | int > 2000 }} {{ strftime_now(format='') }}",
-        "{{ tools is none }}{{ documents is none }}{{ tools is defined }}{{ xyz is defined }}{{ add_generation_prompt }}",
+        "{{ tools is none }}{{ documents is none }}{{ tools is defined }}{{ x is defined }}{{ add_generation_prompt }}",
         "{{ bos_token }}{{ eos_token }}|{{ eos_token is defined }}",
         "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}",
         "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",

@@ -186,4 +186,4 @@ def _raise_exception(message: object) -> NoReturn:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
