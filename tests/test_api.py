@@ -171,6 +171,28 @@ def test_a_raw_text_goes_on_where_the_prompt_ends(tmp_path, monkeypatch):
     assert told == [list(b"hello"), [104, 101], [], [], []]
 
 
+def test_prompt_and_raw_text_are_what_all_tokens_decode_to(write_checkpoint, tmp_path, monkeypatch):
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))
+    path = write_checkpoint(tmp_path / "spaces")
+    words = ["<unk>", "▁", "x", "▁x", *(f"▁w{i}" for i in range(255))]
+    library = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [("▁", "x")], unk_token="<unk>"))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    library.save(str(path / "tokenizer.json"))
+    model, theirs = speq.load(path, threads=1), AutoTokenizer.from_pretrained(path)
+    prompt = model.encode("x x", raw=True)
+    for draft in ("none", "self"):
+        options = {"max_new_tokens": 9, "draft": draft, "ignore_ends": True}
+        result = model.generate("x x", raw=True, **options)
+        assert result.text.startswith(" w")
+        assert "x x" + result.text == theirs.decode(prompt + result.token_ids)
+        assert model.generate(prompt, raw=True, **options).text == result.text
+        assert model.generate(prompt, **options).text == theirs.decode(result.token_ids) == result.text[1:]
+
+
 def test_prompts_of_several_kinds_at_once_are_refused():
     with pytest.raises(speq.SpeqError, match="text, token ids, or messages, not some of each"):
         scripted("x").encode([{"role": "user", "content": "x"}, "text"])

@@ -206,6 +206,14 @@ def test_end_ids(tmp_path):
     assert Tokenizer(tmp_path).eos_ids == {1, 7, 8, 9}
 
 
+@pytest.mark.parametrize("entry", ["2", True, 2.0, [2, None], {"id": 2}])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_end_ids_that_are_no_ids_are_one_line(tmp_path, file, entry):
+    write(tmp_path, file, {"eos_token_id": entry})
+    with pytest.raises(SpeqError, match=rf"^the model/{file}: eos_token_id is .* a token id or a list of them"):
+        end_ids(tmp_path, "the model")
+
+
 def test_special_tokens_map(tmp_path):
     sentence_piece(tmp_path)
     write(tmp_path, "tokenizer_config.json", {})
