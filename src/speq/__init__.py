@@ -43,6 +43,9 @@ def __getattr__(name: str) -> Any:
         return version("speq")
     if name not in _HOMES:
         raise AttributeError(f"module 'speq' has no attribute {name!r}")
+    from speq.processors import spare_blas
+
+    spare_blas()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -117,7 +117,17 @@ class Step:
         accumulate: bool,
         /,
     ) -> None: ...
-    def gated_linear(self, x: int, norm: _Norm, gate: int, up: int, out: int, /) -> None: ...
+    def gated_linear(
+        self,
+        x: int,
+        norm: _Norm,
+        gate: int,
+        up: int,
+        out: int,
+        gate_bias: NDArray[np.float32] | None,
+        up_bias: NDArray[np.float32] | None,
+        /,
+    ) -> None: ...
     def attention(
         self,
         qkv: int,

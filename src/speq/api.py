@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -23,6 +23,7 @@ from speq.decoding.trace import Recorder
 from speq.errors import SpeqError
 from speq.heap import return_freed_memory
 from speq.result import Result
+from speq.turns import Turns
 
 if TYPE_CHECKING:
     from speq.models.tokenizer import Tokenizer
@@ -35,22 +36,53 @@ LONGEST_DRAFT = 16
 
 
 class Stream(Iterator[Piece]):
-    """A running generation. Iterating it gives pieces; ``result`` is right at any time, also after an interruption."""
+    """A running generation. Iterating it gives pieces; ``result`` is right at any time, also after an interruption.
+
+    Several may run on one model, in one thread or in many: each waits for its turn. One that goes on after another had
+    the model first computes its own text again, which changes its speed and nothing else. An exception in the middle of
+    a pass, Ctrl-C among them, ends the stream.
+    """
 
     def __init__(
-        self, model: Model, pieces: Iterator[Piece], stats: Statistics, draft: str, recorder: Recorder | None = None
+        self, model: Model, prompt: list[int], stats: Statistics, draft: str, recorder: Recorder | None = None
     ) -> None:
-        self._model, self._pieces, self._stats, self._draft = model, pieces, stats, draft
+        self._model, self._stats, self._draft = model, stats, draft
         self._recorder = recorder
+        self._pieces: Iterator[Piece] = iter(())
+        self._prompt_tokens, self._tokens = len(prompt), list(prompt)
         self._token_ids: list[int] = []
         self._texts: list[str] = []
 
     def __next__(self) -> Piece:
-        if self._model.running is not self and not self._stats.finished:
-            raise RuntimeError("another generation was started on this model")
-        piece = next(self._pieces)
-        self._token_ids += piece.token_ids
-        self._texts.append(piece.text)
+        return self._model._turns.take(self._advance)
+
+    def close(self) -> None:
+        """End the generation here; ``result`` stays."""
+        self._pieces = iter(())
+
+    def _keep(self, tokens: list[int]) -> None:
+        """Note the token ids of a pass, shown or not."""
+        self._tokens.extend(tokens)
+        self._model._exact = self._tokens
+
+    def _finish(self) -> Result:
+        """All other pieces, within a turn of the model."""
+        while not self._stats.finished:
+            self._advance()
+        return self.result
+
+    def _advance(self) -> Piece:
+        """The next piece, within a turn of the model."""
+        if self._stats.finished:
+            raise StopIteration
+        self._model._lend_cache(self, self._tokens, begun=len(self._tokens) > self._prompt_tokens)
+        try:
+            piece = next(self._pieces)
+            self._token_ids += piece.token_ids
+            self._texts.append(piece.text)
+        except BaseException:
+            self.close()  # a piece may be lost, and what came after it would be another text
+            raise
         return piece
 
     @property
@@ -68,10 +100,13 @@ class Stream(Iterator[Piece]):
 
 
 class Model:
-    """A model ready to generate, one text at a time.
+    """A model ready to generate, one text at a time; it may be used from any number of threads, which take turns.
 
     The KV cache stays between generations: a prompt that begins like the last text only computes what is new, which
     gives the same bits as computing all of it.
+
+    A turn is a piece of a stream or all of :meth:`generate`. Whoever asks for one within another (from a ``progress``
+    callback) or in a process that was forked after the model was loaded gets a :class:`SpeqError`.
 
     Args:
         engine: see :class:`speq.decoding.engine.Engine`.
@@ -95,7 +130,8 @@ class Model:
         self.engine, self.tokenizer = engine, tokenizer
         self.name, self.format, self.threads = name, format, threads
         self.ends, self.notes = ends, list(notes)
-        self.running: Stream | None = None
+        self._turns = Turns(f"the model {name}".rstrip())
+        self._running: Stream | None = None  # whose tokens the cache holds
         self._exact: list[int] = []  # tokens whose cache entries are exact, all of them but perhaps the last
         self._controllers: dict[tuple[str, int | None], Controller] = {}
 
@@ -150,7 +186,8 @@ class Model:
             progress: called with ("prefill", tokens done, tokens in all) during a long prefill.
 
         Raises:
-            SpeqError: an option is out of range, or the prompt is empty or too long (when the iteration begins).
+            SpeqError: an option is out of range, or the prompt is empty or too long (when the iteration begins), or
+                the model is used where it cannot be (see :class:`Model`).
         """
         stop = (stop,) if isinstance(stop, str) else stop
         _check_options(max_new_tokens, draft, draft_length, stop)
@@ -163,6 +200,7 @@ class Model:
         stats = Statistics(seed=seeded.seed)
         recorder = Recorder(self.engine) if record else None
         engine = recorder or self.engine
+        stream = Stream(self, prompt_ids, stats, draft, recorder)
         passes = generate_tokens(
             engine,
             prompt_ids,
@@ -174,28 +212,44 @@ class Model:
             ends=ends,
             progress=progress,
         )
-        self._reuse_cache(prompt_ids)
         pieces = stream_pieces(
             passes,
             stats=stats,
             silent=self.ends,
             detokenizer=self.tokenizer.stream(before) if self.tokenizer else None,
             stop=StopStrings(stop),
-            keep=self._remember(prompt_ids),
+            keep=stream._keep,
         )
-        self.running = Stream(self, pieces, stats, draft, recorder)
-        return self.running
+        stream._pieces = pieces
+        return stream
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:
-        """Generate to the end; the options are those of :meth:`stream`."""
+        """Generate to the end, in one turn; the options are those of :meth:`stream`."""
         stream = self.stream(prompt, **options)
-        for _ in stream:
-            pass
-        return stream.result
+        return self._turns.take(stream._finish)
 
     def reset(self) -> None:
         """Empty the KV cache, so that the next prompt is computed from its first token, and forget measured costs."""
-        self.running, self._exact, self._controllers = None, [], {}
+        self._turns.take(self._reset)
+
+    def _lend_cache(self, stream: Stream, tokens: list[int], *, begun: bool) -> None:
+        """Make the cache hold ``tokens`` of a stream, all but the last, or what is there of them if it has not begun.
+
+        To be called within a turn.
+        """
+        if self._running is stream:
+            return
+        self._running = None  # nobody's, if this is interrupted
+        self._reuse_cache(tokens)
+        if begun:
+            missing = tokens[self.engine.length : -1]
+            if missing:
+                self.engine.forward(missing, logits="none")
+            self._exact = tokens
+        self._running = stream
+
+    def _reset(self) -> None:
+        self._running, self._exact, self._controllers = None, [], {}
         self.engine.truncate(0)
 
     def _controller(self, draft: str, length: int | None) -> Controller:
@@ -211,16 +265,6 @@ class Model:
         self.engine.truncate(shared)
         # Until the prefill is through, nothing beyond the shared part may be relied on.
         self._exact = prompt[: shared + 1]
-
-    def _remember(self, prompt: list[int]) -> Callable[[list[int]], None]:
-        """A callback that notes the tokens of each pass, after the prompt."""
-        exact = list(prompt)
-
-        def keep(tokens: list[int]) -> None:
-            exact.extend(tokens)
-            self._exact = exact
-
-        return keep
 
 
 def load(
@@ -246,14 +290,13 @@ def load(
     from speq.checkpoint.converted import load_converted
     from speq.locate import converted_model
     from speq.models.model import Engine as ModelEngine
+    from speq.models.tensors import fit
     from speq.models.tokenizer import Tokenizer, end_ids
-    from speq.processors import default_threads
+    from speq.processors import checked_threads
 
-    if threads is not None and threads < 1:
-        raise SpeqError(f"threads {threads} is out of range: use at least 1")
-    threads = threads or default_threads()
+    threads = checked_threads(threads)
     path = converted_model(str(name), progress=progress, threads=threads)
-    converted = load_converted(path)
+    converted = load_converted(path, threads=threads, check=fit)
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context)
     tokenizer = Tokenizer(path, name=str(name)) if converted.tokenizer else None
     ends = tokenizer.eos_ids if tokenizer else end_ids(path, str(name))

@@ -15,8 +15,8 @@ from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import load_converted
 from speq.checkpoint.restore import restore
 from speq.errors import SpeqError
-from speq.models.config import model_config
 from speq.models.model import Engine
+from speq.models.tensors import fit_source
 from speq.models.tokenizer import Tokenizer
 
 
@@ -92,7 +92,7 @@ def test_another_conversion_is_not_taken_for_it(paths, tiny_checkpoint):
 def test_without_a_tokenizer_it_says_so(write_checkpoint, tmp_path):
     source = write_checkpoint(tmp_path / "source")
     (source / "tokenizer.json").unlink()
-    report = convert(source, tmp_path / "out", calibration=Calibration(), check=model_config)
+    report = convert(source, tmp_path / "out", calibration=Calibration(), check=fit_source)
     assert any("not calibrated: the checkpoint has no tokenizer" in note for note in report.notes)
     convert(source, tmp_path / "plain")
     plain, same = (load_converted(tmp_path / name).split for name in ("plain", "out"))
@@ -126,3 +126,23 @@ def test_activations_that_are_not_finite_are_left_out(write_checkpoint, tmp_path
 def test_e3m0_is_left_alone(tiny_checkpoint, tmp_path):
     convert(tiny_checkpoint, tmp_path / "plain", format="e3m0")
     assert convert(tiny_checkpoint, tmp_path / "plain", format="e3m0", calibration=Calibration()).seconds == 0
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_no_calibration(write_checkpoint, tmp_path):
+    def cut(tensors):
+        tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:200].copy()
+
+    source = write_checkpoint(tmp_path / "source", change=cut, vocab_size=200)
+    report = convert(source, tmp_path / "out", calibration=Calibration(), check=fit_source)
+    assert "the draft is not calibrated: its tokenizer makes the token id 258, its vocabulary has 200" in report.notes
+    assert len(Engine(load_converted(tmp_path / "out"), threads=1).forward([1, 199])) == 1
+
+
+def test_a_refusal_while_calibrating_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch):
+    def refuse(self, model, threads):
+        raise SpeqError("no moments")
+
+    monkeypatch.setattr(Calibration, "moments", refuse)
+    with pytest.raises(SpeqError, match="no moments"):
+        convert(tiny_checkpoint, tmp_path / "out", calibration=Calibration())
+    assert not list(tmp_path.iterdir())

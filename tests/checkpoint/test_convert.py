@@ -17,7 +17,7 @@ from speq.bits import decode, from_float32
 from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import load_converted
 from speq.checkpoint.restore import restore
-from speq.checkpoint.source import open_source
+from speq.checkpoint.source import Source, open_source
 from speq.errors import SpeqError
 
 
@@ -133,7 +133,7 @@ def test_weights_beyond_the_asked_type_are_refused(make_model: MakeModel, tmp_pa
         SpeqError, match=r"up_proj.weight has weights beyond the range of fp16; convert with --dtype bf16"
     ):
         convert(make_model(tensors), tmp_path / "out", dtype="fp16")
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("dither", [None, 3])
@@ -176,8 +176,8 @@ def test_options_that_do_not_exist_are_refused(make_model: MakeModel, tmp_path: 
 
 
 def test_a_model_can_be_refused_before_any_work(make_model: MakeModel, tmp_path: Path) -> None:
-    def refuse(config: dict[str, Any]) -> None:
-        raise SpeqError(f"no {config['model_type']}")
+    def refuse(source: Source) -> Source:
+        raise SpeqError(f"no {source.config['model_type']}")
 
     with pytest.raises(SpeqError, match="no llama"):
         convert(make_model(llama_tensors()), tmp_path / "out", check=refuse)

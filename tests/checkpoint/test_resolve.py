@@ -14,7 +14,7 @@ from speq.checkpoint import resolve as resolve_module
 from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import load_converted
 from speq.checkpoint.resolve import locate, resolve
-from speq.checkpoint.source import identity
+from speq.checkpoint.source import Source, identity
 from speq.errors import SpeqError
 
 
@@ -86,7 +86,7 @@ def test_what_does_not_exist_is_said(tmp_path: Path) -> None:
 
 
 def test_check_is_passed_on(make_model: MakeModel, conversions: list[Path]) -> None:
-    def refuse(config: dict[str, Any]) -> None:
+    def refuse(source: Source) -> Source:
         raise SpeqError("not this one")
 
     with pytest.raises(SpeqError, match="not this one"):

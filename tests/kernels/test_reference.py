@@ -96,6 +96,8 @@ def one_layer(rng):
         "gate": floats(rng, 6, 8),
         "up": floats(rng, 6, 8),
         "down": floats(rng, 8, 6),
+        "gate bias": floats(rng, 6),
+        "up bias": floats(rng, 6),
         "wide": floats(rng, 8),
         "narrow": floats(rng, 4),
         "head": floats(rng, 10, 8),
@@ -107,7 +109,7 @@ def one_layer(rng):
             Linear("hidden", ("q", "k", "v"), "qkv", norm=norm, biases=(None, None, "v bias")),
             Attention("qkv", "attention", 0, 2, 1, 4, scale=0.5, q_norm=head_norm, k_norm=head_norm),
             Linear("attention", ("o",), "hidden", accumulate=True),
-            GatedLinear("hidden", "gate", "up", "gated", norm=norm),
+            GatedLinear("hidden", "gate", "up", "gated", norm=norm, gate_bias="gate bias", up_bias="up bias"),
             Linear("gated", ("down",), "hidden"),
             Head("hidden", "head", norm),
         ),
@@ -140,7 +142,7 @@ def test_a_step_is_its_operators_in_order(rng):
     np.testing.assert_allclose(cache.values[0, :, :4], values, rtol=2e-3)
     hidden = hidden + F.attention(q, keys, values, 0, 0.5).reshape(4, 8) @ w["o"].T
     x = F.rms_norm(hidden, w["wide"], 1e-5)
-    hidden = (F.silu(x @ w["gate"].T) * (x @ w["up"].T)) @ w["down"].T
+    hidden = (F.silu(x @ w["gate"].T + w["gate bias"]) * (x @ w["up"].T + w["up bias"])) @ w["down"].T
     expected = F.rms_norm(hidden, w["wide"], 1e-5) @ w["head"].T
     np.testing.assert_allclose(logits, expected, rtol=1e-2, atol=1e-2)
 

@@ -206,11 +206,16 @@ def test_end_ids(tmp_path):
     assert Tokenizer(tmp_path).eos_ids == {1, 7, 8, 9}
 
 
-@pytest.mark.parametrize("entry", ["2", True, 2.0, [2, None], {"id": 2}])
-@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
-def test_end_ids_that_are_no_ids_are_one_line(tmp_path, file, entry):
-    write(tmp_path, file, {"eos_token_id": entry})
-    with pytest.raises(SpeqError, match=rf"^the model/{file}: eos_token_id is .* a token id or a list of them"):
+@pytest.mark.parametrize("entry", ["2", [2, [3]], 2.0, {"id": 2}, True])
+def test_end_ids_that_are_none(tmp_path, entry):
+    write(tmp_path, "generation_config.json", {"eos_token_id": entry})
+    with pytest.raises(SpeqError, match=r"generation_config\.json: 'eos_token_id' is .*, must be a token id"):
+        end_ids(tmp_path)
+
+
+def test_end_ids_name_the_model(tmp_path):
+    write(tmp_path, "config.json", {"eos_token_id": [2, None]})
+    with pytest.raises(SpeqError, match=r"^the model/config\.json: 'eos_token_id' is"):
         end_ids(tmp_path, "the model")
 
 

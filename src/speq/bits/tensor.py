@@ -26,6 +26,9 @@ COLUMNS = 64
 MAX_COLUMNS = 65536
 """Escapes store their column in 16 bits."""
 
+MAX_WEIGHTS = (1 << 32) - 1
+"""Offsets into the list of escapes have 32 bits."""
+
 PLANES = ("codes", "residual", "scales", "escape_rows", "escape_columns", "escape_values", "table")
 
 
@@ -63,7 +66,9 @@ class SplitTensor:
         missing = [name for name in PLANES if name not in planes]
         if missing:
             raise SpeqError(f"plane '{missing[0]}' is missing; convert the model again")
-        escapes = len(planes["escape_columns"])
+        if not can_be_split(*shape):
+            raise SpeqError(f"no split matrix has the shape {list(shape)}; convert the model again")
+        escapes = planes["escape_columns"].size
         for name, (dimensions, dtype) in plane_layout(spec, shape, escapes).items():
             plane = planes[name]
             if plane.shape != dimensions or plane.dtype != dtype:
@@ -71,9 +76,14 @@ class SplitTensor:
                     f"plane '{name}' is {plane.dtype}{list(plane.shape)}, not {dtype}{list(dimensions)}; "
                     "convert the model again"
                 )
+            if not plane.flags.aligned:
+                raise SpeqError(f"plane '{name}' is not aligned; convert the model again")
         first, columns = planes["escape_rows"], planes["escape_columns"]
         if first[0] != 0 or first[-1] != escapes or (first[1:] < first[:-1]).any() or (columns >= shape[1]).any():
             raise SpeqError("the list of escapes points outside the matrix; convert the model again")
+        falls = np.flatnonzero(columns[1:] <= columns[:-1]) + 1  # only where a row begins
+        if not np.isin(falls, first).all():
+            raise SpeqError("the escapes of a row are not in order; convert the model again")
         return cls(spec, shape, **{name: planes[name] for name in PLANES})
 
     @property
@@ -99,6 +109,11 @@ class SplitTensor:
         planes = self.planes()
         stored = sum(int(planes[name].nbytes) for name in names)
         return 8.0 * stored / (self.shape[0] * self.shape[1])
+
+
+def can_be_split(rows: int, columns: int) -> bool:
+    """Whether a matrix is within the limits of the format."""
+    return rows >= 1 and 1 <= columns <= MAX_COLUMNS and rows * columns <= MAX_WEIGHTS
 
 
 def plane_layout(spec: Spec, shape: tuple[int, int], escapes: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

@@ -32,10 +32,14 @@ class Calibration:
         """Why this model cannot be calibrated, or None."""
         if model.tokenizer is None:
             return "the checkpoint has no tokenizer"
+        described = model_config(model.config)
         try:
-            self._tokenizer_of(model)
+            samples = read_samples(self._tokenizer_of(model), described.context_length)
         except SpeqError as error:
             return str(error)
+        largest = max((int(sample.tokens.max()) for sample in samples), default=0)
+        if largest >= described.vocab_size:
+            return f"its tokenizer makes the token id {largest}, its vocabulary has {described.vocab_size}"
         return None
 
     def moments(self, model: Converted, threads: int) -> Iterator[Mapping[str, NDArray[np.float32]]]:

@@ -19,8 +19,8 @@ from speq.kernels.native import NativeStep
 from speq.kernels.ops import GatedLinear, Head, Linear, StepProgram
 from speq.kernels.step import Weights
 from speq.models.cache import KVCache
-from speq.models.config import model_config
 from speq.models.decoder import build_program
+from speq.models.tensors import fit
 
 WIDEST = 2048
 """Columns whose moments with each other are kept, at most."""
@@ -47,7 +47,7 @@ def observe(
         ``block_width(columns)`` inputs each, zero where the last block has no columns. Matrices that share their input
         share the array.
     """
-    described = model_config(config)
+    described = fit(config, {name: weight.shape for name, weight in weights.items()})
     program = build_program(described)
     longest = max(len(sample.tokens) for sample in samples)
     starts = np.cumsum([0, *(len(sample.tokens) - sample.known for sample in samples)])

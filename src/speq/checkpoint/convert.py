@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from speq.checkpoint.converted import is_converted, load_converted, read_manifes
 from speq.checkpoint.job import ConvertReport, Options, job_of, manifest_of, report_of, to_json
 from speq.checkpoint.layout import MANIFEST, WEIGHTS
 from speq.checkpoint.recode import Calibration, identity_for, recode
-from speq.checkpoint.source import identity, open_source
+from speq.checkpoint.source import Check, identity, open_source
 from speq.checkpoint.split import estimate, split_tensors
 from speq.checkpoint.storage import Progress
 from speq.errors import SpeqError
-from speq.processors import default_threads
+from speq.processors import checked_threads
 
 
 def convert(
@@ -35,7 +34,7 @@ def convert(
     calibration: Calibration | None = None,
     progress: Progress | None = None,
     threads: int | None = None,
-    check: Callable[[dict[str, Any]], object] | None = None,
+    check: Check | None = None,
 ) -> ConvertReport:
     """Convert a Hugging Face directory or a GGUF file.
 
@@ -47,7 +46,7 @@ def convert(
             follow from the weights alone, so there it changes nothing.
         progress: called with counts of weights.
         threads: how many to use; None for all cores.
-        check: called with the config before any work, to refuse a model by raising.
+        check: called with the source before any work, to refuse it by raising; what it returns is converted.
 
     Raises:
         SpeqError: the source cannot be read, the options do not fit it, ``dst`` exists and is something else, no space.
@@ -58,7 +57,7 @@ def convert(
     if not is_empty_or_absent(dst):
         return _existing(dst, job)
     begin = time.perf_counter()
-    threads = threads or default_threads()
+    threads = checked_threads(threads)
     if calibration is None or known is None:
         _split(src, dst, options, job, progress, threads, check)
     else:
@@ -78,11 +77,11 @@ def _split(
     job: dict[str, Any],
     progress: Progress | None,
     threads: int,
-    check: Callable[[dict[str, Any]], object] | None,
+    check: Check | None,
 ) -> None:
     source = open_source(src, dither=options.dither)
     if check is not None:
-        check(source.config)
+        source = check(source)
     names = [info.name for info in source.tensors]
     with building(dst, job, names, estimate(source, options)) as writer:
         notes = split_tensors(source, options, writer, progress, threads)
@@ -95,7 +94,8 @@ def _split(
             "bytes": sum(file.stat().st_size for file in source.weight_files),
         }
         records = [writer.records[name] for name in names]
-        (writer.directory / MANIFEST).write_bytes(to_json(manifest_of(origin, options, job, records, notes)))
+        manifest = manifest_of(origin, options, job, records, notes, source.originals)
+        (writer.directory / MANIFEST).write_bytes(to_json(manifest))
 
 
 def _recode(
@@ -110,12 +110,12 @@ def _recode(
     model = load_converted(plain, verify=False)
     names = [record.name for record in model.records]
     size = (plain / WEIGHTS).stat().st_size
-    with building(dst, job, names, size + size // 50) as writer:
+    with building(dst, job, names, size + size // 50, of_no_use_if_refused=plain) as writer:
         notes = model.notes + recode(model, calibration, writer, progress, threads)
         others = shutil.ignore_patterns(MANIFEST, WEIGHTS)
         shutil.copytree(plain, writer.directory, ignore=others, dirs_exist_ok=True)
         records = [writer.records[name] for name in names]
-        manifest = manifest_of(model.source | asdict(options), options, job, records, notes)
+        manifest = manifest_of(model.source | asdict(options), options, job, records, notes, model.originals)
         (writer.directory / MANIFEST).write_bytes(to_json(manifest))
 
 

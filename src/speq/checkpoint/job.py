@@ -72,9 +72,16 @@ def job_of(source_identity: str, options: Options) -> dict[str, Any]:
 
 
 def manifest_of(
-    origin: dict[str, Any], options: Options, job: dict[str, Any], records: list[Record], notes: list[str]
+    origin: dict[str, Any],
+    options: Options,
+    job: dict[str, Any],
+    records: list[Record],
+    notes: list[str],
+    originals: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """The manifest of a converted checkpoint; ``origin`` is the source's ``name``, ``file`` and ``bytes``."""
+    """The manifest of a converted checkpoint; ``origin`` is the source's ``name``, ``file`` and ``bytes``, and
+    ``originals`` has the names that tensors had there, where they are others.
+    """
     return {
         "format_version": FORMAT_VERSION,
         "source": origin | asdict(options),
@@ -82,7 +89,7 @@ def manifest_of(
         "notes": notes,
         "specs": [spec.to_dict() for spec in options.specs()],
         "tensors": [record.to_dict() for record in records],
-    }
+    } | ({"originals": originals} if originals else {})
 
 
 def report_of(dst: Path) -> ConvertReport:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from speq.checkpoint.job import Options, job_of
 from speq.checkpoint.pull import pull, pull_record
 from speq.checkpoint.recode import Calibration, identity_for
 from speq.checkpoint.rounding import DTYPES
-from speq.checkpoint.source import identity
-from speq.checkpoint.storage import Progress, cache_dir
+from speq.checkpoint.source import Check, identity
+from speq.checkpoint.storage import Progress, cache_dir, expanded
 from speq.errors import SpeqError
 
 
@@ -31,7 +30,7 @@ def resolve(
     dither: int | None = None,
     calibration: Calibration | None = None,
     threads: int | None = None,
-    check: Callable[[dict[str, Any]], object] | None = None,
+    check: Check | None = None,
 ) -> Path:
     """The converted checkpoint of a model.
 
@@ -42,12 +41,12 @@ def resolve(
             given.
         calibration: for a conversion; what is converted already is taken as it is.
         threads: for the conversion; None for all cores.
-        check: called with the config before a conversion, to refuse a model by raising.
+        check: called with the source before a conversion, to refuse it by raising; what it returns is converted.
 
     Raises:
         SpeqError: nothing of that name, or what fetching or converting it says.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir() and is_converted(path):
         _check_options(path, format=format, group_size=group_size, dtype=dtype, dither=dither)
         return path
@@ -81,9 +80,11 @@ def locate(name: str, progress: Progress | None = None) -> Path:
     Raises:
         SpeqError: nothing of that name.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = expanded(name)
+    if path.is_dir() or path.is_file():
         return path
+    if path.exists():
+        raise SpeqError(f"{name} is neither a directory nor a file: give the model's")
     if path.suffix in (".gguf", ".safetensors") or path.is_absolute() or name.startswith("."):
         raise SpeqError(f"{name} does not exist")
     return pull(name, progress)
@@ -100,7 +101,7 @@ def _converted_earlier(name: str, options: Options) -> Path | None:
 
 def _cached(name: str, source_identity: str, options: Options) -> Path:
     entry = find_entry(name)
-    stem = re.sub(r"[^\w.-]+", "-", entry.name if entry else Path(name).expanduser().absolute().name)
+    stem = re.sub(r"[^\w.-]+", "-", entry.name if entry else expanded(name).absolute().name)
     key = sha256(repr(job_of(source_identity, options)).encode()).hexdigest()[:12]
     return cache_dir() / "converted" / f"{stem}-{key}"
 

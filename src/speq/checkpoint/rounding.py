@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from speq.bits import from_float32, to_float32
 from speq.bits.spec import Dtype
 from speq.checkpoint.source import SIXTEEN_BIT, Source, TensorInfo
 from speq.errors import SpeqError
+from speq.processors import map_in_threads
 
 DTYPES: dict[str, Dtype] = {"F16": "fp16", "BF16": "bf16"}
 STORED = {"fp16": "F16", "bf16": "BF16"}
@@ -68,8 +68,7 @@ def read_matrix(source: Source, info: TensorInfo, dtype: Dtype, threads: int) ->
             raise SpeqError(f"tensor {info.name} has weights beyond the range of {dtype}; convert with --dtype bf16")
         return found
 
-    with ThreadPoolExecutor(threads) as pool:
-        return Matrix(bits, dtype, sum(pool.map(convert, _row_ranges(rows, columns))))
+    return Matrix(bits, dtype, sum(map_in_threads(convert, _row_ranges(rows, columns), threads)))
 
 
 def rounding_notes(source: Source, dtype_of: dict[str, Dtype]) -> list[str]:

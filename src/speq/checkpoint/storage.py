@@ -19,12 +19,24 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cache_dir() -> Path:
-    """Where pulled and converted models live: ``SPEQ_CACHE``, or the platform's cache directory for speq."""
+    """Where pulled and converted models live: ``SPEQ_CACHE``, or the platform's cache directory for speq.
+
+    Raises:
+        SpeqError: neither is known.
+    """
     if chosen := os.environ.get("SPEQ_CACHE"):
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("speq", appauthor=False))
+    path = Path(platformdirs.user_cache_dir("speq", appauthor=False))
+    if not path.is_absolute():  # there is no home directory that it could lie in
+        raise SpeqError("there is no home directory for the cache: set SPEQ_CACHE to a directory, or HOME")
+    return path
+
+
+def expanded(name: str) -> Path:
+    """The path of that name, with ``~`` for the home directory where there is one."""
+    return Path(os.path.expanduser(name))
 
 
 def make_dir(path: Path) -> Path:

@@ -9,6 +9,7 @@ import click
 
 from speq.cli.generate import print_notes, show
 from speq.cli.options import decoding_options, model_options, parse_decoding
+from speq.cli.streams import stdin
 from speq.cli.terminal import ProgressBars, dim, is_live
 from speq.errors import SpeqError
 
@@ -34,6 +35,7 @@ def chat(
     decoding = parse_decoding(options).to_stream()
     from speq.api import load
 
+    stdin()  # closed: say so at once
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     with ProgressBars() as progress:
@@ -64,7 +66,7 @@ def chat(
 
 def _read_line() -> str | None:
     """The next line, without surrounding space; ``None`` at the end of the input."""
-    if is_live() and sys.stdin.isatty():
+    if is_live() and stdin().isatty():
         import readline  # noqa: F401  # gives input() a line editor with a history
 
         prompt = "> "

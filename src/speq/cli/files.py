@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from speq.cli.options import threads_option
 from speq.cli.terminal import ProgressBars, note
 
 
@@ -53,7 +54,7 @@ def pull(name: str) -> None:
     show_default=True,
     help="Choose draft codes for the activations on a little text, for nested.",
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Processor cores to use; all by default.")
+@threads_option
 def convert(src: str, dst: Path, group_size: str, calibrate: bool, **options: Any) -> None:
     """Convert SRC (a directory, .gguf file, catalogue name or hub id) to the directory DST.
 
@@ -62,7 +63,7 @@ def convert(src: str, dst: Path, group_size: str, calibrate: bool, **options: An
     from speq.calibration import Calibration
     from speq.checkpoint.convert import convert as convert_files
     from speq.checkpoint.resolve import locate
-    from speq.models.config import model_config
+    from speq.models.tensors import fit_source
 
     with ProgressBars() as progress:
         source = locate(src, progress)
@@ -71,7 +72,7 @@ def convert(src: str, dst: Path, group_size: str, calibrate: bool, **options: An
             dst,
             group_size=int(group_size),
             calibration=Calibration() if calibrate else None,
-            check=model_config,
+            check=fit_source,
             progress=progress,
             **options,
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from speq.cli.options import decoding_options, model_options, parse_decoding
+from speq.cli.streams import stdin
 from speq.cli.terminal import ProgressBars, StatusLine, dim, is_live, note
 from speq.errors import SpeqError
 
@@ -150,7 +151,7 @@ def _read_prompt(prompt: str | None, file: str | None, ids: str | None) -> str |
         except ValueError:
             raise click.UsageError(f"--ids takes whole numbers with spaces between them, not {ids!r}") from None
     assert file is not None
-    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    content = stdin().buffer.read() if file == "-" else Path(file).read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -23,9 +23,10 @@ def inspect(model: str, as_json: bool) -> None:
     from speq.checkpoint.converted import load_converted
     from speq.inspection import inspect_model
     from speq.locate import converted_model
+    from speq.models.tensors import fit
 
     with ProgressBars() as progress:
-        converted = load_converted(converted_model(model, progress=progress))
+        converted = load_converted(converted_model(model, progress=progress), check=fit)
         total, layers = inspect_model(converted, progress)
     about = {
         "model": model,

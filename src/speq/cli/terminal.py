@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-_REDRAW = 0.1  # seconds between two drawings of the status line
+_REDRAW = 0.1  # seconds between two drawings of the status line, or of the bars
 
 
 def is_live() -> bool:
@@ -41,6 +41,7 @@ class ProgressBars:
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
+        self._drawn = 0.0
         self._tasks: dict[str, TaskID] = {}
         self.labels: set[str] = set()
 
@@ -68,6 +69,9 @@ class ProgressBars:
         if label not in self._tasks:
             self._tasks[label] = self._progress.add_task(label, total=total, count="")
         self._progress.update(self._tasks[label], completed=done, total=total, count=_count(done, total))
+        if done >= total or time.monotonic() - self._drawn >= _REDRAW:
+            self._drawn = time.monotonic()
+            self._progress.refresh()
 
 
 def _count(done: int, total: int) -> str:
@@ -85,7 +89,8 @@ def _make_bars() -> Progress:
         TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    # Drawn when there is something to report, not by a thread of its own, which the system might refuse.
+    return Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
 
 
 class StatusLine:

@@ -29,8 +29,8 @@ class Engine(Protocol):
     ) -> NDArray[np.float32]:
         """Append ``tokens`` to the cache and return float32 logits ``[0 | 1 | len(tokens), vocab]``.
 
-        Row t predicts the token after ``tokens[t]``. With ``draft`` only the draft codes of the weights are read. The
-        rows are a view that is valid until the next call.
+        Row t predicts the token after ``tokens[t]``. With ``draft`` only the draft codes of the weights are read. Later
+        calls leave the rows alone.
         """
 
     def truncate(self, length: int) -> None:

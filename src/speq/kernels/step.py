@@ -38,7 +38,7 @@ class Step(Protocol):
             logits: of which tokens logits are wanted.
 
         Returns:
-            Logits ``[0 | 1 | m, vocab]``, valid until the next call.
+            Logits ``[0 | 1 | m, vocab]``, which later calls leave alone.
 
         Raises:
             ValueError: too many or no tokens, a token id outside the vocabulary, or no room in the cache.

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from speq.errors import SpeqError
 from speq.kernels.step import Logits, Step, Weights
 from speq.models.cache import KVCache
-from speq.models.config import ModelConfig, model_config
-from speq.models.decoder import build_program, weight_shapes
+from speq.models.config import ModelConfig
+from speq.models.decoder import build_program
+from speq.models.tensors import fit
+from speq.turns import Turns
 
 Backend: TypeAlias = Literal["native", "reference"]
 CHUNK = 256
@@ -62,8 +64,7 @@ class Engine:
             SpeqError: unsupported model, missing or misshapen weights, or a context that the model is not made for.
         """
         config, weights = model if isinstance(model, tuple) else (model.config, {**model.raw, **model.split})
-        self.config: ModelConfig = model_config(config)
-        _check_weights(weights, self.config)
+        self.config: ModelConfig = fit(config, {name: weight.shape for name, weight in weights.items()})
         limit = self.config.context_length
         if context is not None and not 0 < context <= limit:
             raise SpeqError(f"a context of {context} tokens is outside what the model is made for, 1 to {limit}")
@@ -72,6 +73,7 @@ class Engine:
         self.length = 0
         cache = KVCache(self.config.layers, self.config.kv_heads, self.context_length, self.config.head_dim)
         self._max_tokens = min(CHUNK, self.context_length)
+        self._turns = Turns("the model's engine")
         self._step = _bind(backend, self.config, weights, cache, self._max_tokens, threads)
 
     def forward(
@@ -84,13 +86,20 @@ class Engine:
             draft: compute with the weights' draft values.
             logits: of which of the tokens.
 
+        Several threads may call: each call's tokens stay together, in the order in which the calls come to be made.
+
         Returns:
-            Logits ``[0 | 1 | len(tokens), vocab_size]``, valid until the next call.
+            Logits ``[0 | 1 | len(tokens), vocab_size]``; the caller's to keep.
 
         Raises:
             SpeqError: more tokens than the context has room for, or a token id outside the vocabulary. The cache is
-                then unchanged.
+                then unchanged. Or a call in the middle of another, or in a process that was forked since.
         """
+        return self._turns.take(lambda: self._forward(tokens, draft, logits))
+
+    def _forward(
+        self, tokens: Sequence[int] | NDArray[np.integer[Any]], draft: bool, logits: Logits
+    ) -> NDArray[np.float32]:
         ids = self._checked(tokens)
         parts: list[NDArray[np.float32]] = []
         for begin in range(0, len(ids), self._max_tokens):
@@ -102,11 +111,14 @@ class Engine:
             if last and not parts:
                 return result
             if wanted == "all":
-                parts.append(result.copy())
+                parts.append(result)
         return np.concatenate(parts)
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position ``length`` on."""
+        self._turns.take(lambda: self._truncate(length))
+
+    def _truncate(self, length: int) -> None:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot cut {self.length} cached tokens to {length}")
         self.length = length
@@ -136,11 +148,3 @@ def _bind(
     from speq.kernels.native import NativeStep
 
     return NativeStep(program, weights, cache, max_tokens, threads=threads)
-
-
-def _check_weights(weights: Weights, config: ModelConfig) -> None:
-    for name, shape in weight_shapes(config).items():
-        if name not in weights:
-            raise SpeqError(f"the checkpoint has no tensor {name!r}, which its config.json calls for")
-        if tuple(weights[name].shape) != shape:
-            raise SpeqError(f"tensor {name!r} has shape {tuple(weights[name].shape)}, config.json implies {shape}")

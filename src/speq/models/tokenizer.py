@@ -30,15 +30,15 @@ def end_ids(directory: Path, name: str | None = None) -> frozenset[int]:
         name: of the model, for messages; the directory if None.
 
     Raises:
-        SpeqError: an ``eos_token_id`` is no id.
+        SpeqError: an ``eos_token_id`` that is no whole number, nor a list of them.
     """
     name, ids = name or str(directory), set[int]()
     for file in ("generation_config.json", "config.json"):
         entry = _read_json(directory, file, name).get("eos_token_id")
-        for value in entry if isinstance(entry, list) else [] if entry is None else [entry]:
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise SpeqError(f"{name}/{file}: eos_token_id is {entry!r}; a token id or a list of them is expected")
-            ids.add(value)
+        listed = entry if isinstance(entry, list) else [] if entry is None else [entry]
+        if any(isinstance(token, bool) or not isinstance(token, int) for token in listed):
+            raise SpeqError(f"{name}/{file}: 'eos_token_id' is {entry!r}, must be a token id or a list of them")
+        ids.update(listed)
     return frozenset(ids)
 
 

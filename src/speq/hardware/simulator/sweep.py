@@ -163,6 +163,24 @@ def prepare(sweep: Sweep, directory: Path) -> list[tuple[int, Path]]:
     return [(part, path) for part, path in paths if not path.exists()]
 
 
+def _read(path: Path) -> Any:
+    """A Parquet file as a table. Without a pool, which would wait for ever for threads that the system refuses.
+
+    Raises:
+        SpeqError: not even the one thread that is needed is started.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(use_threads=False)
+    except pa.ArrowInvalid:
+        raise
+    except pa.ArrowException as error:
+        raise SpeqError(f"cannot read {path} ({error}): raise the system's limit of threads") from None
+
+
 def join(sweep: Sweep, directory: Path) -> Path:
     """Write all parts, in order, as ``points.parquet``."""
     import pyarrow as pa
@@ -170,7 +188,7 @@ def join(sweep: Sweep, directory: Path) -> Path:
 
     parts = [directory / "parts" / f"part-{part:05d}.parquet" for part in range(parts_of(sweep))]
     try:
-        table = pa.concat_tables([pq.read_table(path) for path in parts])
+        table = pa.concat_tables([_read(path) for path in parts])
     except (pa.ArrowInvalid, OSError) as error:
         raise SpeqError(f"a part in {directory / 'parts'} is damaged ({error}): delete it and run again") from None
     path = directory / "points.parquet"
@@ -194,12 +212,11 @@ def _fingerprint(sweep: Sweep) -> str:
 
 def finish(sweep: Sweep, directory: Path) -> tuple[dict[str, Any], list[Path]]:
     """Join the parts and draw the Pareto plots; returns a summary and the files."""
-    import pyarrow.parquet as pq
 
     from speq.hardware.simulator import plots
 
     path = join(sweep, directory)
-    columns = pq.read_table(path).to_pydict()
+    columns = _read(path).to_pydict()
     made = [path, *plots.pareto(columns, directory)]
     fronts = {
         name: [

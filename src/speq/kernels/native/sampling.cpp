@@ -20,10 +20,11 @@
 #include <limits>
 #include <numeric>
 #include <queue>
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
+#include "arrays.h"
+#include "released.h"
 #include "sampling_noise.h"
 
 namespace nb = nanobind;
@@ -32,7 +33,7 @@ using namespace speq;
 
 namespace {
 
-using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Row = Vector<const float>;
 
 constexpr int64_t kNotFinite = -1;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -186,7 +187,8 @@ std::pair<int64_t, float> sample(const float* logits, size_t n, float inverse_te
 }
 
 size_t checked_size(const Row& logits) {
-    if (logits.shape(0) == 0) throw std::invalid_argument("logits are empty");
+    require(logits.shape(0) > 0, "logits are empty");
+    require_aligned(logits);
     return logits.shape(0);
 }
 
@@ -197,7 +199,7 @@ void bind_sampling(nb::module_& m) {
         "top1",
         [](const Row& logits, bool with_confidence) {
             const size_t n = checked_size(logits);
-            nb::gil_scoped_release released;
+            const Released released;
             return greedy(logits.data(), n, with_confidence);
         },
         nb::arg("logits"), nb::arg("with_confidence") = true,
@@ -207,7 +209,9 @@ void bind_sampling(nb::module_& m) {
         [](const Row& logits, double temperature, int64_t top_k, double top_p, double min_p, uint64_t seed,
            uint64_t position) {
             const size_t n = checked_size(logits);
-            nb::gil_scoped_release released;
+            require(temperature > 0 && std::isfinite(1.0 / temperature), "temperature must be positive");
+            require(top_k >= 0 && top_p > 0 && top_p <= 1 && min_p >= 0 && min_p <= 1, "a filter is out of range");
+            const Released released;
             return sample(logits.data(), n, static_cast<float>(1.0 / temperature),
                           Filters{top_k, top_p, static_cast<float>(min_p)}, seed, position);
         },

@@ -1,9 +1,12 @@
 #include "step.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <utility>
 
 #include "escape_deltas.h"
+#include "user_error.h"
 
 namespace speq {
 
@@ -19,12 +22,15 @@ Step::Step(const std::string& isa, int threads, int max_tokens, Cache cache, std
       team_(threads, [this](int member, uint32_t run) { work(member, run); }) {}
 
 int Step::add_buffer(int width) {
+    require_open();
+    require(width >= 1 && width <= kMostWidth, "a buffer cannot have " + std::to_string(width) + " columns");
     const int stride = (width + kBlock - 1) / kBlock * kBlock;
     buffers_.push_back({width, stride, make_aligned<float>(static_cast<size_t>(max_tokens_) * stride)});
     return static_cast<int>(buffers_.size()) - 1;
 }
 
 int Step::add_matrix(const SplitWeight& weight) {
+    require_open();
     auto deltas = escape_deltas(weight);
     SplitWeight complete = weight;
     complete.escape_deltas = deltas.get();
@@ -43,6 +49,7 @@ void Step::reserve_attention(int heads, int group, int head_dim) {
 }
 
 void Step::bind() {
+    require_open();
     int columns = 0;
     for (const auto& m : matrices_) columns = std::max(columns, m.weight.padded_columns());
     scratch_.resize(threads_);
@@ -63,6 +70,7 @@ void Step::bind() {
     shared_input_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * columns);
     cosines_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * half());
     sines_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * half());
+    bound_ = true;
 }
 
 void Step::prepare_rotation(const Pass& pass) {
@@ -75,12 +83,36 @@ void Step::prepare_rotation(const Pass& pass) {
         }
 }
 
-int Step::run(const Pass& pass) {
-    const int rows = pass.logits == Logits::none ? 0 : pass.logits == Logits::last ? 1 : pass.count;
-    if (rows > logits_rows_) {
-        logits_ = make_aligned<float>(static_cast<size_t>(rows) * vocab_size_);
-        logits_rows_ = rows;
+// Memory for rows of logits that nobody holds. The caller often holds the logits of the pass before while it asks for
+// the next ones, so two pieces are kept.
+std::shared_ptr<float[]> Step::take_logits(int rows) {
+    if (rows == 0) return nullptr;
+    Output* chosen = nullptr;
+    for (Output& used : used_outputs_) {
+        const bool is_free = used.logits.use_count() <= 1;
+        const bool was_free = chosen && chosen->logits.use_count() <= 1;
+        if (!chosen || (is_free && (!was_free || (chosen->rows < rows && used.rows > chosen->rows)))) chosen = &used;
     }
+    if (chosen->rows < rows || chosen->logits.use_count() > 1)
+        *chosen = {rows, make_aligned<float>(static_cast<size_t>(rows) * vocab_size_)};
+    std::atomic_thread_fence(std::memory_order_acquire);  // what the last holder read comes before what is written now
+    return chosen->logits;
+}
+
+// With the interpreter's lock released here, and one day perhaps without one, any number of threads may be inside at
+// once. Nothing of the step is read or written before run_mutex_ is held: what never changes after bind() aside,
+// members see what the caller wrote through pass_mutex_ and runs_, and the caller sees what they wrote through the
+// stages that it waits for; a member that is late finds another run's number under pass_mutex_ and touches nothing. No
+// code below calls back into Python, so the mutex is never wanted by the thread that has it.
+Output Step::run(const Pass& pass) {
+    if (!team_.is_here())
+        throw UserError(
+            "this model was loaded before the process was forked, and its threads stayed in the parent: load it in "
+            "this "
+            "process, or start processes with multiprocessing's \"spawn\"");
+    const std::lock_guard running(run_mutex_);
+    const int rows = pass.logits == Logits::none ? 0 : pass.logits == Logits::last ? 1 : pass.count;
+    output_ = {rows, take_logits(rows)};
     const size_t chunks = static_cast<size_t>(pass.start + pass.count - 1) / kAttentionChunk + 1;
     const size_t states = chunks * pass.count * attention_token_;
     if (pass.count <= kAttentionTokens && states > attention_states_size_) {
@@ -94,7 +126,7 @@ int Step::run(const Pass& pass) {
         pass_run_ = team_.next_run();
     }
     team_.run();
-    return rows;
+    return std::exchange(output_, {});
 }
 
 void Step::work(int member, uint32_t run) {

@@ -1,11 +1,13 @@
 // One decoding step of a model: operators bound to memory once, replayed by run() without allocation or Python.
 #pragma once
+#include <array>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "aligned.h"
+#include "checks.h"
 #include "kernels.h"
 #include "thread_team.h"
 
@@ -35,7 +37,7 @@ struct Buffer {  // float32 [max_tokens, stride]; columns width..stride-1 are al
 struct Cache {
     uint16_t* keys = nullptr;
     uint16_t* values = nullptr;
-    int kv_heads = 0, capacity = 0, head_dim = 0;
+    int layers = 0, kv_heads = 0, capacity = 0, head_dim = 0;
     size_t offset(int layer, int kv_head, int position) const {
         return ((static_cast<size_t>(layer) * kv_heads + kv_head) * capacity + position) * head_dim;
     }
@@ -55,6 +57,7 @@ struct Matrix {  // a split weight with the kernels for its format
 struct Norm {
     const float* weight = nullptr;  // null: no normalisation
     float eps = 0;
+    size_t width = 0;
 };
 
 struct Scratch {                // of one thread
@@ -66,6 +69,13 @@ struct Scratch {                // of one thread
     Aligned<float> product, product2, strip;
     Aligned<float> attention;
     Aligned<float> queries;  // of kAttentionTokens tokens and a kv head, rotated
+};
+
+// What a pass gives back: 0, 1 or pass.count rows of logits. Later passes leave them alone as long as somebody holds
+// them.
+struct Output {
+    int rows = 0;
+    std::shared_ptr<float[]> logits;
 };
 
 class Step;
@@ -102,6 +112,9 @@ class Operator {
     virtual void run(Step& step, const Pass& pass, Tasks& tasks, int member) = 0;
 };
 
+// Limits that keep the sizes of a step within their types, far beyond any model: columns of a buffer, tokens of a pass.
+constexpr int kMostWidth = 1 << 22, kMostTokens = 1 << 16;
+
 class Step {
   public:
     Step(const std::string& isa, int threads, int max_tokens, Cache cache, std::vector<float> inverse_frequencies,
@@ -112,6 +125,7 @@ class Step {
     // Makes room for attention of so many heads, `group` of them to a kv head.
     void reserve_attention(int heads, int group, int head_dim);
     void add_operator(std::unique_ptr<Operator> op) {
+        require_open();
         stages_.push_back(std::make_unique<Stage>(threads_));
         operators_.push_back(std::move(op));
     }
@@ -119,12 +133,15 @@ class Step {
     // Sizes the scratch memory; call after the last add_*.
     void bind();
 
-    // Runs the pass and returns the number of rows of logits: 0, 1 or pass.count.
-    int run(const Pass& pass);
+    // Runs the pass. Callers in several threads wait for each other, so each pass is whole; which of them comes first
+    // is theirs to arrange. Throws UserError in a process that was forked from the one that made the step.
+    Output run(const Pass& pass);
 
-    const float* logits() const { return logits_.get(); }
+    bool is_bound() const { return bound_; }
     int vocab_size() const { return vocab_size_; }
     size_t operators() const { return operators_.size(); }
+    size_t buffers() const { return buffers_.size(); }
+    size_t matrices() const { return matrices_.size(); }
     int max_tokens() const { return max_tokens_; }
     int capacity() const { return cache_.capacity; }
     const char* isa() const { return kernels_.name; }
@@ -139,12 +156,14 @@ class Step {
     // [chunk][token][head][attention_state(head_dim)] for passes of up to kAttentionTokens tokens
     float* attention_states() { return attention_states_.get(); }
     float* shared_input() { return shared_input_.get(); }
-    float* logits_row(int row) { return logits_.get() + static_cast<size_t>(row) * vocab_size_; }
+    float* logits_row(int row) { return output_.logits.get() + static_cast<size_t>(row) * vocab_size_; }
     const float* cosines(int token) const { return cosines_.get() + static_cast<size_t>(token) * half(); }
     const float* sines(int token) const { return sines_.get() + static_cast<size_t>(token) * half(); }
     int half() const { return static_cast<int>(inverse_frequencies_.size()); }
 
   private:
+    void require_open() const { require(!bound_, "nothing can be added after bind()"); }
+    std::shared_ptr<float[]> take_logits(int rows);
     void prepare_rotation(const Pass& pass);
     void work(int member, uint32_t run);
 
@@ -160,13 +179,16 @@ class Step {
     std::vector<std::unique_ptr<Operator>> operators_;
     std::vector<std::unique_ptr<Stage>> stages_;  // of the operators
     std::vector<Scratch> scratch_;
-    Aligned<float> shared_input_, cosines_, sines_, logits_, attention_states_;
-    int logits_rows_ = 0;
-    size_t attention_scratch_ = 0;      // floats, of each thread
-    size_t queries_ = 0;                // floats, of each thread
-    int attention_token_ = 0;           // floats of one token's states for one chunk
-    size_t attention_states_size_ = 0;  // floats; grows with the context
+    Aligned<float> shared_input_, cosines_, sines_, attention_states_;
+    bool bound_ = false;
+    Output output_;                       // of the current run
+    std::array<Output, 2> used_outputs_;  // memory of earlier ones: one that the caller may still hold, one to fill
+    size_t attention_scratch_ = 0;        // floats, of each thread
+    size_t queries_ = 0;                  // floats, of each thread
+    int attention_token_ = 0;             // floats of one token's states for one chunk
+    size_t attention_states_size_ = 0;    // floats; grows with the context
 
+    std::mutex run_mutex_;   // held by the one caller whose pass runs: all members of the step but those below are its
     std::mutex pass_mutex_;  // guards the two below, which tell members what the current run is
     Pass pass_{};
     uint32_t pass_run_ = 0;
