@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import os
 import signal
@@ -28,10 +29,24 @@ class Bytes:
     def chat(self, messages):
         return self.encode("".join(f"{m['role']}:{m['content']}|" for m in messages))
 
-    def stream(self):
-        from speq.models.detokenizer import Detokenizer
+    def stream(self, prompt=()):
+        return Utf8()
 
-        return Detokenizer(lambda ids: bytes(ids).decode(errors="replace"))
+
+class Utf8:
+    """The text of bytes, character by character; the token that ends a text has a name only."""
+
+    def __init__(self):
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token):
+        return self.decoder.decode(bytes([token]))
+
+    def flush(self):
+        return self.decoder.decode(b"", True)
+
+    def special(self, token):
+        return "<end>" if token == END else ""
 
 
 class Script:
@@ -110,6 +125,82 @@ def test_stop_strings_end_text_and_tokens_alike(draft, stop, shown, count):
 def test_a_stop_string_inside_a_character_boundary():
     result = scripted("a€b€c").generate("hello", stop="b€", draft="self", draft_length=16)
     assert result.text == "a€"
+
+
+@pytest.mark.parametrize("draft", ["none", "self"])
+@pytest.mark.parametrize(("stop", "count"), [("<end>", 4), ("s<end>", 4), ("<end", 4), (("zz", "<end>xx"), 6)])
+def test_a_special_token_in_a_stop_string_ends_the_text(draft, stop, count):
+    model = scripted("yes")
+    model.engine.script += b"xxyy"  # goes on after the token
+    result = model.generate("hello", stop=stop, ignore_ends=True, draft=draft, draft_length=7, max_new_tokens=7)
+    assert len(result.token_ids) == result.stats.new_tokens == count
+    assert result.stats.finish_reason == "stop"
+    assert result.text == ("ye" if stop == "s<end>" else "yes")
+
+
+def test_stop_strings_and_transformers_agree_on_special_tokens(tiny_checkpoint, tmp_path, monkeypatch):
+    import torch
+    from transformers import AutoTokenizer, StopStringCriteria
+
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path))
+    model, theirs = speq.load(tiny_checkpoint, threads=1), AutoTokenizer.from_pretrained(tiny_checkpoint)
+    for seed in range(20):
+        sampling = speq.Sampling(temperature=8.0, seed=seed)
+        options = {"raw": True, "max_new_tokens": 200, "sampling": sampling, "ignore_ends": True}
+        free = model.generate("x", **options).token_ids
+        if 258 in free[20:-1] and free[free.index(258) + 1] < 94:
+            break
+    after = model.tokenizer.decode([free[free.index(258) + 1]])
+    for stop in ("<|turn|>", "<|tur", "rn|>", "<|end|>", "<|turn|>" + after, "|>" + after, "\n\n\n"):
+        criterion = StopStringCriteria(tokenizer=theirs, stop_strings=[stop])
+        ends = [n for n in range(1, len(free) + 1) if criterion(torch.tensor([free[:n]]), None)[0]]
+        result = model.generate("x", stop=stop, **options)
+        assert len(result.token_ids) == (ends[0] if ends else len(free))
+        assert result.stats.finish_reason == ("stop" if ends else "length")
+
+
+def test_a_raw_text_goes_on_where_the_prompt_ends(tmp_path, monkeypatch):
+    class Told(Bytes):
+        def stream(self, prompt=()):
+            told.append(list(prompt))
+            return Utf8()
+
+    told = []
+    model = scripted("x", prompt="hello")
+    model.tokenizer = Told()
+    model.generate("hello", raw=True)
+    model.generate([104, 101], raw=True, max_new_tokens=1)
+    model.generate([104, 101], max_new_tokens=1)
+    model.generate("hello", max_new_tokens=1)
+    model.generate([{"role": "user", "content": "x"}], raw=True, max_new_tokens=1)
+    assert told == [list(b"hello"), [104, 101], [], [], []]
+
+
+def test_prompt_and_raw_text_are_what_all_tokens_decode_to(write_checkpoint, tmp_path, monkeypatch):
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))
+    path = write_checkpoint(tmp_path / "spaces")
+    words = ["<unk>", "▁", "x", "▁x", *(f"▁w{i}" for i in range(255))]
+    library = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [("▁", "x")], unk_token="<unk>"))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    library.save(str(path / "tokenizer.json"))
+    model, theirs = speq.load(path, threads=1), AutoTokenizer.from_pretrained(path)
+    prompt = model.encode("x x", raw=True)
+    for draft in ("none", "self"):
+        options = {"max_new_tokens": 9, "draft": draft, "ignore_ends": True}
+        result = model.generate("x x", raw=True, **options)
+        assert result.text.startswith(" w")
+        assert "x x" + result.text == theirs.decode(prompt + result.token_ids)
+        assert model.generate(prompt, raw=True, **options).text == result.text
+        assert model.generate(prompt, **options).text == theirs.decode(result.token_ids) == result.text[1:]
+
+
+def test_prompts_of_several_kinds_at_once_are_refused():
+    with pytest.raises(speq.SpeqError, match="text, token ids, or messages, not some of each"):
+        scripted("x").encode([{"role": "user", "content": "x"}, "text"])
 
 
 def test_prompts_are_text_messages_or_ids():

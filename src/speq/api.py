@@ -147,6 +147,8 @@ class Model:
             messages = [item for item in prompt if isinstance(item, Mapping)]
             if not messages:
                 return [int(item) for item in prompt if not isinstance(item, Mapping)]
+            if len(messages) < len(prompt):
+                raise SpeqError("a prompt is text, token ids, or messages, not some of each")
         if self.tokenizer is None:
             raise SpeqError(f"{self.name} has no tokenizer: give token ids (--ids) instead of text")
         if raw and isinstance(prompt, str):
@@ -175,8 +177,10 @@ class Model:
             sampling: greedy if ``None``.
             draft: ``self`` drafts in every round, ``auto`` only while it pays, ``none`` never.
             draft_length: tokens to draft each round, 1 .. 16; ``None`` decides by confidence and cost.
-            stop: a string, or several, before which the text ends.
-            raw: do not use the chat template.
+            stop: a string, or several, before which the text ends; special tokens, which have no text, may be written
+                in them by name.
+            raw: do not use the chat template: the text goes on where the prompt ends, so that both put together are
+                the text of all tokens. Without it the text stands alone, and many tokenizers drop its first space.
             ignore_ends: go on after the model's end tokens.
             record: keep the kinds and sizes of all passes in ``steps`` of the stream.
             progress: called with ("prefill", tokens done, tokens in all) during a long prefill.
@@ -190,6 +194,7 @@ class Model:
         if stop and self.tokenizer is None:
             raise SpeqError(f"{self.name} has no tokenizer, so stop strings cannot be found: leave out --stop")
         prompt_ids = self.encode(prompt, raw=raw)
+        before = prompt_ids if raw and not _is_chat(prompt) else []
         seeded = (sampling or Sampling()).seeded()
         ends = frozenset() if ignore_ends else self.ends
         stats = Statistics(seed=seeded.seed)
@@ -211,7 +216,7 @@ class Model:
             passes,
             stats=stats,
             silent=self.ends,
-            detokenizer=self.tokenizer.stream() if self.tokenizer else None,
+            detokenizer=self.tokenizer.stream(before) if self.tokenizer else None,
             stop=StopStrings(stop),
             keep=stream._keep,
         )
@@ -293,8 +298,8 @@ def load(
     path = converted_model(str(name), progress=progress, threads=threads)
     converted = load_converted(path, threads=threads, check=fit)
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context)
-    tokenizer = Tokenizer(path) if converted.tokenizer else None
-    ends = tokenizer.eos_ids if tokenizer else end_ids(path)
+    tokenizer = Tokenizer(path, name=str(name)) if converted.tokenizer else None
+    ends = tokenizer.eos_ids if tokenizer else end_ids(path, str(name))
     return_freed_memory()
     return Model(
         engine,
@@ -305,6 +310,10 @@ def load(
         ends=ends,
         notes=converted.notes,
     )
+
+
+def _is_chat(prompt: Prompt) -> bool:
+    return not isinstance(prompt, str) and any(isinstance(item, Mapping) for item in prompt)
 
 
 def _check_options(max_new_tokens: int | None, draft: str, draft_length: int | None, stop: Sequence[str]) -> None:

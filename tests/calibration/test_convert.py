@@ -102,6 +102,16 @@ def test_without_a_tokenizer_it_says_so(write_checkpoint, tmp_path):
     assert all(np.array_equal(plain[name].codes, same[name].codes) for name in plain)
 
 
+def test_a_tokenizer_that_cannot_be_read_is_named_by_what_the_user_gave(write_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))
+    path = write_checkpoint(tmp_path / "tiny")
+    (path / "tokenizer.json").write_text("{")
+    report = convert(path, tmp_path / "converted", calibration=Calibration(), threads=1)
+    assert any("tiny/tokenizer.json: not a readable tokenizer" in note for note in report.notes)
+    with pytest.raises(SpeqError, match=f"^{path}/tokenizer.json: not a readable tokenizer"):
+        speq.load(path, threads=1)
+
+
 def test_activations_that_are_not_finite_are_left_out(write_checkpoint, tmp_path):
     from safetensors.numpy import load_file, save_file
 

@@ -213,9 +213,14 @@ def test_end_ids_that_are_none(tmp_path, entry):
         end_ids(tmp_path)
 
 
-def test_special_tokens_map_and_add_bos_token(tmp_path):
-    sentence_piece(tmp_path, add_bos_token=True)
-    assert Tokenizer(tmp_path).encode("the")[0] == Tokenizer(tmp_path).encode("<|begin|>", special=False)[0]
+def test_end_ids_name_the_model(tmp_path):
+    write(tmp_path, "config.json", {"eos_token_id": [2, None]})
+    with pytest.raises(SpeqError, match=r"^the model/config\.json: 'eos_token_id' is"):
+        end_ids(tmp_path, "the model")
+
+
+def test_special_tokens_map(tmp_path):
+    sentence_piece(tmp_path)
     write(tmp_path, "tokenizer_config.json", {})
     write(tmp_path, "special_tokens_map.json", {"eos_token": "<|im_end|>"})
     assert Tokenizer(tmp_path).eos_ids == {4}

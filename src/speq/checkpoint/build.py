@@ -259,9 +259,9 @@ def _move_into(directory: Path, target: Path) -> None:
     """Replace the conversion in ``target`` by the one in ``directory``, which may have no weights if they stay."""
     files = [path.relative_to(directory) for path in directory.rglob("*") if path.is_file()]
     if is_converted(target):
-        for name in CARRIED:
-            if Path(name) not in files:
-                (target / name).unlink(missing_ok=True)
+        for path in [path for pattern in CARRIED for path in target.glob(pattern)]:
+            if path.relative_to(target) not in files:
+                path.unlink(missing_ok=True)
         (target / MANIFEST).unlink()
     for file in sorted(files, key=lambda file: file.name == MANIFEST):
         (target / file).parent.mkdir(parents=True, exist_ok=True)

@@ -38,8 +38,8 @@ class GGUFSource:
             for none.
 
     Raises:
-        SpeqError: damaged file, unsupported architecture, a tensor of unknown purpose, a type that cannot be read or
-            dithered.
+        SpeqError: damaged file or tokenizer, unsupported architecture, a tensor of unknown purpose, a type that cannot
+            be read or dithered.
     """
 
     config_is, all_tensors_count = "metadata", True
@@ -61,7 +61,10 @@ class GGUFSource:
         names = sorted([*self._stored, *self._zero_biases], key=natural_order)
         self.tensors = [self._info(name) for name in names]
         self._check_attention()
-        self.files, tokenizer_notes = build_tokenizer_files(self._file.metadata)
+        try:
+            self.files, tokenizer_notes = build_tokenizer_files(self._file.metadata)
+        except SpeqError as error:
+            raise SpeqError(f"{path}: {error}") from None
         self.notes = self._quantisation_notes() + self._reading_notes() + tokenizer_notes
         self.data = [(path, min(self._file.data_start, path.stat().st_size))]
         self.layout = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def _wanted(repo: str, names: list[str]) -> list[str]:
         ggufs = [name for name in names if name.endswith(".gguf")]
         hint = f"; download one of its GGUF files ({ggufs[0]}) and give its path" if ggufs else ""
         raise SpeqError(f"{repo} on the hub has no config.json and safetensors weights{hint}")
-    return ["config.json", *(name for name in (*CARRIED, WEIGHTS_INDEX) if name in names), *weights]
+    wanted = (*CARRIED, WEIGHTS_INDEX)
+    return ["config.json", *(name for pattern in wanted for name in fnmatch.filter(names, pattern)), *weights]
 
 
 def _cached_snapshot(repo: str) -> Path | None:

@@ -19,7 +19,9 @@ from speq.errors import SpeqError
 CARRIED = (
     "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "tokenizer.model", "vocab.json", "merges.txt", "LICENSE", "NOTICE",
+    "additional_chat_templates/*.jinja",
 )  # fmt: skip
+"""Names, or patterns of them, of the files that go along with the weights."""
 _OTHER_WEIGHTS = (".bin", ".gguf", ".pth", ".pt", ".onnx", ".h5", ".msgpack", ".npz")
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -57,7 +59,8 @@ class HuggingFaceSource:
         self.layout = {name: [shards.index(file), *astuple(file.entries[name])] for name, file in self._files.items()}
         self.notes = _reading_notes(self.config)
         self.originals: dict[str, list[str]] = {}
-        self.files = {name: (path / name).read_bytes() for name in CARRIED if (path / name).is_file()}
+        carried = [file for name in CARRIED for file in sorted(path.glob(name)) if file.is_file()]
+        self.files = {file.relative_to(path).as_posix(): file.read_bytes() for file in carried}
         if "tokenizer.json" not in self.files:
             self.notes.append("no tokenizer.json: text needs one, token ids (--ids) do not")
 

@@ -103,9 +103,9 @@ def _record(name: str, path: Path) -> None:
 
 def _content(path: Path) -> str:
     """Changes when a file of a pulled model does, whatever speq makes of it."""
-    carried = (path / name for name in ("config.json", WEIGHTS_INDEX, *CARRIED))
-    files = [*sorted(path.glob("*.safetensors")), *carried] if path.is_dir() else [path]
-    found = [[file.name, data_digest(file, 0)] for file in files if file.exists()]
+    patterns = ("*.safetensors", "config.json", WEIGHTS_INDEX, *CARRIED)
+    files = [file for pattern in patterns for file in sorted(path.glob(pattern))] if path.is_dir() else [path]
+    found = [[file.name, data_digest(file, 0)] for file in files]
     return sha256(repr(found).encode()).hexdigest()[:32]
 
 

@@ -80,6 +80,4 @@ def _write(
                 done += array.nbytes
             if progress is not None:
                 progress("restoring", done, total)
-    for item in model_dir.iterdir():
-        if item.is_file() and item.name not in (MANIFEST, WEIGHTS):
-            shutil.copyfile(item, directory / item.name)
+    shutil.copytree(model_dir, directory, ignore=shutil.ignore_patterns(MANIFEST, WEIGHTS), dirs_exist_ok=True)
