@@ -73,7 +73,7 @@ def pulled(name: str) -> Path | None:
         return None
     if "content" in record:
         return path if _content(path) == record["content"] else None
-    if _as_earlier_releases_recorded(path) != record["identity"]:
+    if record["identity"] not in (_as_earlier_releases_recorded(path), _identity(path) or None):
         return None
     with suppress(SpeqError):  # in a cache that cannot be written to, it is compared once more the next time
         _record(name, path)
@@ -91,14 +91,18 @@ def pull_record(name: str) -> dict[str, str] | None:
 
 def _record(name: str, path: Path) -> None:
     """Write down what was pulled: its content, and as what it can be converted."""
-    try:
-        known = identity(path)
-    except SpeqError:  # speq cannot run it, which is for the conversion to say
-        known = ""
-    record = {"name": name, "path": str(path), "identity": known, "content": _content(path)}
+    record = {"name": name, "path": str(path), "identity": _identity(path), "content": _content(path)}
     directory = _directory(name)
     with writing_to(directory):
         replace_file(directory / _RECORD, json.dumps(record).encode())
+
+
+def _identity(path: Path) -> str:
+    """As what a pulled model can be converted; empty if it cannot, which is for the conversion to say."""
+    try:
+        return identity(path)
+    except SpeqError:
+        return ""
 
 
 def _content(path: Path) -> str:
