@@ -155,7 +155,7 @@ def program(**changed: Any) -> StepProgram:
     buffers = {"hidden": 64, "qkv": 128, "attention": 64, "gated": 96}
     sizes: dict[str, Any] = {"layers": 1, "kv_heads": 2, "head_dim": 16, "vocab_size": 20, "inv_freq": (1.0,) * 8}
     for key, value in changed.items():
-        if key in ops:
+        if isinstance(value, dict):
             ops[key] = replace(ops[key], **value)
         elif key in buffers:
             buffers[key] = value
