@@ -10,6 +10,9 @@ weights, encoded again in memory where need be:
     plain         nested, without calibration
     zero          nested, calibrated, with a lowest level of exactly zero
     e3m0          the format of the paper
+    array         as converted, which must be e3m0 of FP16, in the arithmetic of the accelerator: products of drafts bit
+                  for bit as its array computes them, of activations rounded to FP16; attention, norms and the residual
+                  stream in float32, as everything is that its array does not draft
 
     python benchmarks/agreement.py MODEL [--table stored] [--round 8] [--prompts 40] [--tokens 64] [--csv FILE]
 """
@@ -32,11 +35,16 @@ from speq.bits.spec import Dtype, Format
 from speq.calibration import Calibration
 from speq.checkpoint.converted import Converted, load_converted
 from speq.checkpoint.recode import calibrated
-from speq.kernels.step import Weights
+from speq.hardware.golden.array import Weights as ArrayWeights
+from speq.hardware.golden.layer import Layer
+from speq.kernels.reference import ReferenceStep
+from speq.kernels.step import Logits, Weights
 from speq.locate import converted_model
-from speq.runtime.single import SingleSequence
+from speq.models.config import model_config
+from speq.models.decoder import build_program
 from speq.models.tokenizer import Tokenizer
 from speq.processors import default_threads
+from speq.runtime.single import SingleSequence
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -51,7 +59,42 @@ def zero_spec(dtype: Dtype, group_size: int) -> Spec:
     )
 
 
-TABLES = ("stored", "plain", "zero", "e3m0")
+TABLES = ("stored", "plain", "zero", "e3m0", "array")
+CONTEXT = 2048
+
+
+class ArrayStep(ReferenceStep):
+    """The reference backend with the accelerator's draft products."""
+
+    def __init__(self, model: Converted) -> None:
+        config = model_config(model.config)
+        self._layers: dict[str, Layer] = {}
+        self._split = model.split
+        cache = KVCache(config.layers, config.kv_heads, CONTEXT, config.head_dim)
+        super().__init__(build_program(config), {**model.raw, **model.split}, cache, CONTEXT)
+
+    def _multiply(self, x: NDArray[np.float32], name: str, draft: bool) -> NDArray[np.float32]:
+        rounded = x.astype(np.float16)
+        if not draft:
+            return super()._multiply(rounded.astype(np.float32), name, draft)
+        if name not in self._layers:
+            self._layers[name] = Layer(ArrayWeights.from_split(self._split[name]))
+        return self._layers[name].draft(rounded.view(np.uint16)).view(np.float32)
+
+
+class Array:
+    """What :func:`draft_distributions` needs of an engine, on :class:`ArrayStep`."""
+
+    def __init__(self, model: Converted) -> None:
+        self._step, self.length = ArrayStep(model), 0
+
+    def truncate(self, length: int) -> None:
+        self.length = length
+
+    def forward(self, tokens: list[int], *, draft: bool = False, logits: Logits = "last") -> NDArray[np.float32]:
+        rows = self._step.run(np.array(tokens, np.int32), self.length, draft=draft, logits=logits)
+        self.length += len(tokens)
+        return rows
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -93,7 +136,9 @@ def answer(
         feed = [token]
 
 
-def draft_distributions(engine: SingleSequence, prompt: list[int], tokens: list[int], length: int) -> NDArray[np.float32]:
+def draft_distributions(
+    engine: SingleSequence | Array, prompt: list[int], tokens: list[int], length: int
+) -> NDArray[np.float32]:
     """The draft's distributions [len(tokens), vocab] at the positions where ``tokens`` were chosen, in rounds."""
     engine.truncate(0)
     if len(prompt) > 1:
@@ -121,8 +166,13 @@ def main(
     converted, tokenizer = load_converted(path), Tokenizer(path)
     ends = frozenset(tokenizer.eos_ids)
     prompts = [p for f in ("mt_bench", "humaneval") for p in read_prompts(PROMPTS / f"{f}.jsonl", count // 2)]
-    exact = SingleSequence.of(converted, context=2048)
-    drafts = {f: Engine((converted.config, weights_in(converted, f)), context=2048) for f in tables}
+    exact = SingleSequence.of(converted, context=CONTEXT)
+    drafts: dict[str, SingleSequence | Array] = {
+        table: Array(converted)
+        if table == "array"
+        else SingleSequence.of((converted.config, weights_in(converted, table)), context=CONTEXT)
+        for table in tables
+    }
     cases = list(product(tables, rounds))
     hits: dict[tuple[str, int], list[bool]] = {case: [] for case in cases}
     overlaps: dict[tuple[str, int], list[float]] = {case: [] for case in cases}

@@ -21,7 +21,7 @@ from speq.bench.machine import this_machine
 from speq.bench.prompts import read_prompts
 from speq.checkpoint.converted import load_converted
 from speq.locate import converted_model
-from speq.models.config import model_config
+from speq.models.tensors import fit
 
 PROMPTS = Path(__file__).parent / "prompts"
 FILES = ("mt_bench", "humaneval", "gsm8k_train_200")
@@ -53,7 +53,9 @@ def main(
 ) -> None:
     path = converted_model(model)
     converted = load_converted(path, verify=False)
-    per_token = bytes_per_token(model_config(converted.config), {**converted.raw, **converted.split})
+    weights = {**converted.raw, **converted.split}
+    config = fit(converted.config, {name: weight.shape for name, weight in weights.items()})
+    per_token = bytes_per_token(config, weights)
     prompts = [p for f in FILES for p in read_prompts(PROMPTS / f"{f}.jsonl", count + 1)]
     options = {"new_tokens": new_tokens, "draft": draft, "draft_length": draft_length}
     result = measure_end_to_end(speq.load(path, threads=threads), prompts, per_token, report=show, **options)

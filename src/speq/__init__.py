@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from speq.api import Model, Stream, load
-    from speq.runtime.sampling import Sampling
     from speq.decoding.stats import Statistics
     from speq.decoding.stream import Piece
     from speq.errors import SpeqError
     from speq.result import Result
+    from speq.runtime.sampling import Sampling
 
 _HOMES = {
     "Model": "speq.api",
@@ -43,6 +43,9 @@ def __getattr__(name: str) -> Any:
         return version("speq")
     if name not in _HOMES:
         raise AttributeError(f"module 'speq' has no attribute {name!r}")
+    from speq.processors import spare_blas
+
+    spare_blas()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from speq.kernels.step import Draw
+
 class SplitFormat:
     def __init__(
         self,
@@ -50,8 +52,7 @@ def draft_values(
     threads: int,
 ) -> None: ...
 def exponent_histogram(patterns: NDArray[np.uint16], bf16: bool, counts: NDArray[np.int64]) -> None: ...
-def top1(logits: NDArray[np.float32], with_confidence: bool = True) -> tuple[int, float]: ...
-def sample(
+def draw(
     logits: NDArray[np.float32],
     temperature: float,
     top_k: int,
@@ -59,6 +60,7 @@ def sample(
     min_p: float,
     seed: int,
     position: int,
+    with_confidence: bool,
 ) -> tuple[int, float]: ...
 def read_bandwidth(bytes: int, threads: int, repeats: int, /) -> float: ...
 def half_product(
@@ -87,7 +89,7 @@ class Matrix:
         /,
     ) -> Matrix: ...
 
-def multiply(isa: str, weight: Matrix, x: NDArray[np.float32], draft: bool, /) -> NDArray[np.float32]: ...
+def multiply(isa: str, weight: Matrix, x: NDArray[np.float32], product: str, /) -> NDArray[np.float32]: ...
 def decode_rows(isa: str, weight: Matrix, /) -> NDArray[np.float32]: ...
 
 _Norm = tuple[NDArray[np.float32] | None, float]
@@ -117,7 +119,17 @@ class Step:
         accumulate: bool,
         /,
     ) -> None: ...
-    def gated_linear(self, x: int, norm: _Norm, gate: int, up: int, out: int, /) -> None: ...
+    def gated_linear(
+        self,
+        x: int,
+        norm: _Norm,
+        gate: int,
+        up: int,
+        out: int,
+        gate_bias: NDArray[np.float32] | None,
+        up_bias: NDArray[np.float32] | None,
+        /,
+    ) -> None: ...
     def attention(
         self,
         qkv: int,
@@ -133,16 +145,27 @@ class Step:
         /,
     ) -> None: ...
     def head(self, x: int, norm: _Norm, matrix: int, /) -> None: ...
+    def sample(self) -> None: ...
+    def tap(self, x: int, /) -> int: ...
     def bind(self) -> None: ...
     def run(
         self,
         tokens: NDArray[np.int32],
-        start: int,
+        spans: NDArray[np.int32],
+        pages: NDArray[np.int32],
+        parents: NDArray[np.int32],
+        wanted: NDArray[np.int32],
         draft: bool,
-        logits: int,
-        first: int = 0,
-        last: int | None = None,
-    ) -> NDArray[np.float32]: ...
+        draws: list[Draw],
+        confidences: bool,
+        taps: list[int],
+        first: int,
+        last: int,
+        /,
+    ) -> None: ...
+    def logits(self) -> NDArray[np.float32]: ...
+    def drawn(self) -> list[tuple[int, float]]: ...
+    def tapped(self, tap: int, /) -> NDArray[np.float32]: ...
     def buffer(self, index: int, /) -> NDArray[np.float32]: ...
     @property
     def operators(self) -> int: ...

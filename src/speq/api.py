@@ -269,7 +269,7 @@ class Model:
         """
         streams = [self.stream(prompt, **options) for prompt in prompts]
         try:
-            self._turns.take(lambda: [stream._feed.start() for stream in streams])
+            self._turns.take(lambda: self._start(streams))
             for stream in streams:
                 for _ in stream:
                     pass
@@ -277,6 +277,11 @@ class Model:
             for stream in streams:
                 stream.close()
         return [stream.result for stream in streams]
+
+    @staticmethod
+    def _start(streams: Sequence[Stream]) -> None:
+        for stream in streams:
+            stream._feed.start()
 
     def reset(self) -> None:
         """Forget earlier texts, so that the next prompt is computed from its first token, and measured costs."""

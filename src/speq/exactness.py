@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -126,14 +127,12 @@ def outcomes(subject: Subject) -> Iterator[Outcome]:
     yield _timed("neighbours in a pass", "a sequence alone", lambda: check_neighbours(subject, base))
     for threads in (1, 2, 4):
         engine = subject.engine(threads=threads)
-        yield _timed(f"{threads} threads", "the first engine", lambda engine=engine: check_engine(subject, engine))
+        yield _timed(f"{threads} threads", "the first engine", partial(check_engine, subject, engine))
     for isa in available_isas():
         engine = subject.engine(isa=isa)
-        yield _timed(f"instruction set {isa}", "the first engine", lambda engine=engine: check_engine(subject, engine))
+        yield _timed(f"instruction set {isa}", "the first engine", partial(check_engine, subject, engine))
     for name, sampling in _SAMPLINGS.items():
-        yield _timed(
-            f"drafts of all lengths, {name}", "no drafts", lambda sampling=sampling: check_drafts(subject, base, sampling)
-        )
+        yield _timed(f"drafts of all lengths, {name}", "no drafts", partial(check_drafts, subject, base, sampling))
     yield _timed("texts at once", "each alone", lambda: check_texts_at_once(subject, base))
     yield _timed("disturbed sum", "one row", lambda: check_rows(subject, DisturbedSum(base)), control=True)
     yield _timed("disturbed mask", "chains", lambda: check_trees(subject, base, DisturbedMask(base)), control=True)

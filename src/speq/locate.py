@@ -7,7 +7,7 @@ from pathlib import Path
 from speq.calibration import Calibration
 from speq.checkpoint.resolve import resolve
 from speq.checkpoint.storage import Progress
-from speq.models.config import model_config
+from speq.models.tensors import fit_source
 
 
 def converted_model(name: str, *, progress: Progress | None = None, threads: int | None = None) -> Path:
@@ -16,4 +16,4 @@ def converted_model(name: str, *, progress: Progress | None = None, threads: int
     Raises:
         SpeqError: nothing of that name, an unsupported model, or what fetching or converting it says.
     """
-    return resolve(name, progress=progress, threads=threads, check=model_config, calibration=Calibration())
+    return resolve(name, progress=progress, threads=threads, check=fit_source, calibration=Calibration())

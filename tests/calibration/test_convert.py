@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import load_converted
 from speq.checkpoint.restore import restore
 from speq.errors import SpeqError
-from speq.models.config import model_config
-from speq.runtime.single import SingleSequence
+from speq.models.tensors import fit_source
 from speq.models.tokenizer import Tokenizer
+from speq.runtime.single import SingleSequence
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +82,34 @@ def test_an_interrupted_calibration_goes_on(paths, tiny_checkpoint, tmp_path, mo
     assert not list(tmp_path.glob(".*"))
 
 
-def test_another_conversion_is_not_taken_for_it(paths, tiny_checkpoint):
-    assert convert(tiny_checkpoint, paths[1], calibration=Calibration()).seconds < 1
-    with pytest.raises(SpeqError, match="is not this conversion"):
-        convert(tiny_checkpoint, paths[0], calibration=Calibration())
-    with pytest.raises(SpeqError, match="is not this conversion"):
-        convert(tiny_checkpoint, paths[1])
+def test_another_conversion_is_not_taken_for_it(paths, tiny_checkpoint, tmp_path):
+    assert convert(tiny_checkpoint, paths[1], calibration=Calibration()).seconds == 0
+    shutil.copytree(paths[0], tmp_path / "out")
+    for calibration, path in ((Calibration(), paths[1]), (None, paths[0])):
+        report = convert(tiny_checkpoint, tmp_path / "out", calibration=calibration, threads=1)
+        assert report.notes[0] == "out was converted with other options or by another release: it is converted anew"
+        for file in path.iterdir():
+            assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
 
 
 def test_without_a_tokenizer_it_says_so(write_checkpoint, tmp_path):
     source = write_checkpoint(tmp_path / "source")
     (source / "tokenizer.json").unlink()
-    report = convert(source, tmp_path / "out", calibration=Calibration(), check=model_config)
+    report = convert(source, tmp_path / "out", calibration=Calibration(), check=fit_source)
     assert any("not calibrated: the checkpoint has no tokenizer" in note for note in report.notes)
     convert(source, tmp_path / "plain")
     plain, same = (load_converted(tmp_path / name).split for name in ("plain", "out"))
     assert all(np.array_equal(plain[name].codes, same[name].codes) for name in plain)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named_by_what_the_user_gave(write_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))
+    path = write_checkpoint(tmp_path / "tiny")
+    (path / "tokenizer.json").write_text("{")
+    report = convert(path, tmp_path / "converted", calibration=Calibration(), threads=1)
+    assert any("tiny/tokenizer.json: not a readable tokenizer" in note for note in report.notes)
+    with pytest.raises(SpeqError, match=f"^{path}/tokenizer.json: not a readable tokenizer"):
+        speq.load(path, threads=1)
 
 
 def test_activations_that_are_not_finite_are_left_out(write_checkpoint, tmp_path):
@@ -116,3 +129,23 @@ def test_activations_that_are_not_finite_are_left_out(write_checkpoint, tmp_path
 def test_e3m0_is_left_alone(tiny_checkpoint, tmp_path):
     convert(tiny_checkpoint, tmp_path / "plain", format="e3m0")
     assert convert(tiny_checkpoint, tmp_path / "plain", format="e3m0", calibration=Calibration()).seconds == 0
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_no_calibration(write_checkpoint, tmp_path):
+    def cut(tensors):
+        tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:200].copy()
+
+    source = write_checkpoint(tmp_path / "source", change=cut, vocab_size=200)
+    report = convert(source, tmp_path / "out", calibration=Calibration(), check=fit_source)
+    assert "the draft is not calibrated: its tokenizer makes the token id 258, its vocabulary has 200" in report.notes
+    assert len(Engine(load_converted(tmp_path / "out"), threads=1).forward([1, 199])) == 1
+
+
+def test_a_refusal_while_calibrating_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch):
+    def refuse(self, model, threads):
+        raise SpeqError("no moments")
+
+    monkeypatch.setattr(Calibration, "moments", refuse)
+    with pytest.raises(SpeqError, match="no moments"):
+        convert(tiny_checkpoint, tmp_path / "out", calibration=Calibration())
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+
+import pytest
 
 from speq.calibration.samples import read_samples
 from speq.models.tokenizer import Tokenizer
@@ -18,3 +21,15 @@ def test_samples_are_conversations_and_repeat_nothing(tiny_checkpoint):
         assert sample.known < len(sample.tokens)
         if len(before.tokens) > sample.known:
             assert sample.tokens[sample.known] != before.tokens[sample.known]
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages[0].content.index('zzz') }}", "{% if %}", "{{ raise_exception('no') }}"]
+)
+def test_samples_are_plain_text_where_the_template_takes_no_conversation(tiny_checkpoint, tmp_path, template):
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    tokenizer = Tokenizer(tmp_path / "model")
+    first = tokenizer.decode(read_samples(tokenizer, 200)[0].tokens.tolist())
+    assert "\n" in first
+    assert tokenizer.encode(first, special=False) == read_samples(tokenizer, 200)[0].tokens.tolist()

@@ -17,6 +17,7 @@ from speq.bits import decode, from_float32
 from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import load_converted
 from speq.checkpoint.restore import restore
+from speq.checkpoint.source import Source, open_source
 from speq.errors import SpeqError
 
 
@@ -132,7 +133,7 @@ def test_weights_beyond_the_asked_type_are_refused(make_model: MakeModel, tmp_pa
         SpeqError, match=r"up_proj.weight has weights beyond the range of fp16; convert with --dtype bf16"
     ):
         convert(make_model(tensors), tmp_path / "out", dtype="fp16")
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("dither", [None, 3])
@@ -175,8 +176,8 @@ def test_options_that_do_not_exist_are_refused(make_model: MakeModel, tmp_path: 
 
 
 def test_a_model_can_be_refused_before_any_work(make_model: MakeModel, tmp_path: Path) -> None:
-    def refuse(config: dict[str, Any]) -> None:
-        raise SpeqError(f"no {config['model_type']}")
+    def refuse(source: Source) -> Source:
+        raise SpeqError(f"no {source.config['model_type']}")
 
     with pytest.raises(SpeqError, match="no llama"):
         convert(make_model(llama_tensors()), tmp_path / "out", check=refuse)
@@ -187,6 +188,29 @@ def test_a_converted_checkpoint_is_not_converted_again(make_model: MakeModel, tm
     convert(make_model(llama_tensors()), tmp_path / "out")
     with pytest.raises(SpeqError, match="out is converted already; convert the original"):
         convert(tmp_path / "out", tmp_path / "again")
+
+
+def test_every_file_of_the_tokenizer_and_its_templates_is_carried_along_and_restored(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    path = make_model(llama_tensors())
+    files = {
+        "added_tokens.json": b'{"<a>": 3}',
+        "special_tokens_map.json": b'{"eos_token": "<a>"}',
+        "chat_template.jinja": b"default",
+        "chat_template.json": b'{"chat_template": "x"}',
+        "additional_chat_templates/rag.jinja": b"rag",
+        "additional_chat_templates/tool_use.jinja": b"tools",
+    }
+    (path / "additional_chat_templates").mkdir()
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    convert(path, tmp_path / "converted", threads=1)
+    restore(tmp_path / "converted", tmp_path / "restored")
+    for name, content in files.items():
+        assert open_source(path).files[name] == content
+        assert (tmp_path / "converted" / name).read_bytes() == content
+        assert (tmp_path / "restored" / name).read_bytes() == content
 
 
 def test_progress_counts_weights(make_model: MakeModel, tmp_path: Path) -> None:

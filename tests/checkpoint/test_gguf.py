@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,23 @@ import gguf
 import numpy as np
 import pytest
 from gguf_models import HEAD_DIM, HUGGING_FACE, VOCAB, add_value, random_weights, write_gguf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from speq.bits import to_float32
+from speq.checkpoint.gguf_config import build_config
+from speq.checkpoint.gguf_file import GGUFFile
 from speq.checkpoint.source import open_source
 from speq.errors import SpeqError
+from speq.models.config import model_config
+
+EVERYWHERE = ("token_embd.bias", "output_norm.bias", "output.bias", "blk.0.attn_norm.bias", "blk.0.ffn_norm.bias")
+STRAY_TENSORS = {
+    "llama": (*EVERYWHERE, "blk.0.ssm_a.weight", "blk.0.attn_q_norm.weight", "blk.0.attn_sub_norm.weight"),
+    "qwen2": (*EVERYWHERE, "blk.0.attn_output.bias", "blk.0.ffn_down.bias", "blk.0.attn_k_norm.weight"),
+    "qwen3": (*EVERYWHERE, "blk.0.ffn_up.bias", "blk.0.attn_q_norm.bias"),
+}
+"""What llama.cpp refuses too ("wrong number of tensors"), but for qwen2's output.bias."""
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
@@ -20,7 +34,8 @@ from speq.errors import SpeqError
 def test_values_are_the_gguf_packages_in_hugging_face_order(tmp_path: Path, kind: str, architecture: str) -> None:
     weights = random_weights()
     source = open_source(write_gguf(tmp_path / "m.gguf", weights, kind=kind, architecture=architecture))
-    assert {info.name for info in source.tensors} == {f"{HUGGING_FACE[stem]}.weight" for stem in weights}
+    biases = {f"model.layers.0.self_attn.{part}_proj.bias" for part in "qkv"} if architecture == "qwen2" else set()
+    assert {info.name for info in source.tensors} == {f"{HUGGING_FACE[stem]}.weight" for stem in weights} | biases
     for stem, values in weights.items():
         quantised = gguf.GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
         expected = gguf.quants.dequantize(gguf.quants.quantize(values, quantised), quantised)
@@ -165,15 +180,33 @@ def test_llama3_rope_scaling_is_recognised(tmp_path: Path) -> None:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         }
-    extra = {"rope_freqs.weight": np.linspace(1, 8, HEAD_DIM // 2).astype(np.float32)}
-    with pytest.raises(SpeqError, match="no known RoPE scaling"):
-        open_source(write_gguf(tmp_path / "m.gguf", random_weights(), extra=extra))
 
 
-def test_sliding_window_makes_it_a_mistral(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "m.gguf", random_weights(), metadata={"llama.attention.sliding_window": 64})
-    config = open_source(path).config
-    assert (config["model_type"], config["sliding_window"]) == ("mistral", 64)
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({"llama.attention.sliding_window": 64}, ["llama.attention.sliding_window"]),
+        ({"llama.attention.sliding_window": 0}, []),
+        ({"llama.logit_scale": 0.5, "llama.residual_scale": 1.0}, ["llama.logit_scale"]),
+        ({"llama.rope.scaling.yarn_beta_fast": 16.0}, ["llama.rope.scaling.yarn_beta_fast"]),
+        ({"llama.rope.scaling.yarn_beta_fast": 32.0, "llama.rope.scaling.yarn_ext_factor": 1.0}, []),
+        ({"llama.attention.scale": 0.1, "qwen2.attention.scale": 0.1}, ["llama.attention.scale"]),
+    ],
+)
+def test_keys_that_llama_cpp_does_not_read_here_are_named_and_not_used(
+    tmp_path: Path, metadata: dict[str, Any], named: list[str]
+) -> None:
+    plain = open_source(write_gguf(tmp_path / "plain.gguf", random_weights()))
+    source = open_source(write_gguf(tmp_path / "m.gguf", random_weights(), metadata=metadata))
+    assert source.config == plain.config
+    said = [note.split(" not used")[0] for note in source.notes if " not used" in note]
+    assert said == ([", ".join(named)] if named else [])
+
+
+def test_numbers_given_once_a_layer(tmp_path: Path) -> None:
+    keys = {"llama.attention.head_count": [4], "llama.attention.head_count_kv": [2], "llama.feed_forward_length": [512]}
+    plain = open_source(write_gguf(tmp_path / "plain.gguf", random_weights()))
+    assert open_source(write_gguf(tmp_path / "m.gguf", random_weights(), metadata=keys)).config == plain.config
 
 
 @pytest.mark.parametrize(
@@ -183,12 +216,62 @@ def test_sliding_window_makes_it_a_mistral(tmp_path: Path) -> None:
         ({"metadata": {"llama.expert_count": 8}}, "mixture of experts"),
         ({"metadata": {"split.count": 3}}, "one part of a split GGUF"),
         ({"metadata": {"llama.block_count": None}}, r"lacks the metadata key llama\.block_count"),
-        ({"metadata": {"llama.attention.head_count": [4, 4]}}, "differs per layer"),
+        ({"metadata": {"llama.block_count": "1"}}, r"llama\.block_count is '1', must be a whole number"),
+        ({"metadata": {"llama.block_count": 0}}, r"llama\.block_count is 0, must be a whole number"),
+        ({"metadata": {"llama.attention.head_count": 0}}, r"llama\.attention\.head_count is 0"),
+        ({"metadata": {"llama.attention.head_count": [4, 4]}}, r"head_count is \[4, 4\], must be one number or 1"),
+        (
+            {"metadata": {"llama.block_count": 2, "llama.attention.head_count_kv": [4, 2]}},
+            "head_count_kv differs per layer",
+        ),
+        ({"metadata": {"llama.attention.causal": False}}, "attention.causal is false"),
+        ({"metadata": {"llama.nextn_predict_layers": 1}}, "predict further tokens"),
+        ({"metadata": {"llama.attention.layer_norm_rms_epsilon": None}}, "lacks the metadata key .*rms_epsilon"),
+        ({"metadata": {"llama.attention.layer_norm_rms_epsilon": "1e-5"}}, "rms_epsilon is '1e-5', must be a number"),
+        ({"metadata": {"llama.rope.freq_base": float("nan")}}, "freq_base is nan, must be a number"),
         ({"metadata": {"llama.rope.dimension_count": 32}}, "only part of each head"),
-        ({"metadata": {"llama.rope.scaling.type": "longrope"}}, "scales RoPE by longrope"),
+        ({"metadata": {"llama.attention.value_length": 32}}, "unlike keys and values"),
+        ({"metadata": {"llama.rope.scaling.type": "dynamic"}}, "scales RoPE by dynamic.*none, linear, yarn, longrope"),
+        ({"metadata": {"llama.rope.scaling.type": 2}}, r"rope\.scaling\.type is 2, must be a string"),
+        ({"metadata": {"llama.rope.scaling.type": "longrope"}}, r"lacks the tensor rope_factors_short\.weight"),
+        ({"metadata": {"llama.rope.scaling.factor": -2.0}}, r"rope\.scaling\.factor is -2\.0"),
+        ({"metadata": {"llama.rope.scaling.attn_factor": 0.0}}, "attn_factor is 0"),
+        (
+            {
+                "metadata": {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0},
+                "extra": {"rope_freqs.weight": np.ones(32, np.float32)},
+            },
+            "by yarn and by the tensor",
+        ),
+        (
+            {"metadata": {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.original_context_length": 1}},
+            "yarn from 1 positions",
+        ),
+        (
+            {
+                "metadata": {"llama.rope.scaling.type": "longrope"},
+                "extra": {"rope_freqs.weight": np.ones(32, np.float32)},
+            },
+            r"tensor rope_freqs\.weight belongs to no llama model that scales RoPE by longrope",
+        ),
+        ({"extra": {"rope_factors_long.weight": np.ones(32, np.float32)}}, r"rope_factors_long\.weight belongs to no"),
+        ({"extra": {"rope_freqs.weight": np.ones(16, np.float32)}}, r"rope_freqs\.weight is F32 \[16\], must be"),
+        ({"extra": {"rope_freqs.weight": np.ones(32, np.float16)}}, r"rope_freqs\.weight is F16 \[32\], must be"),
+        ({"extra": {"rope_freqs.weight": np.zeros(32, np.float32)}}, r"rope_freqs\.weight holds values"),
         ({"metadata": {"llama.attention.key_length": 32}}, "where its heads need"),
         ({"extra": {"output.weight": np.ones((48, 256), np.int32)}}, "lm_head.weight is I32, which cannot be read"),
-        ({"extra": {"blk.0.ssm_a.weight": np.ones(4, np.float32)}}, r"tensor blk\.0\.ssm_a\.weight belongs to no"),
+        (
+            {"architecture": "qwen3", "extra": {"rope_freqs.weight": np.ones(32, np.float32)}},
+            r"tensor rope_freqs\.weight belongs to no qwen3 model",
+        ),
+        *(
+            (
+                {"architecture": architecture, "extra": {name: np.ones(256, np.float32)}},
+                rf"tensor {re.escape(name)} belongs to no supported model of the architecture {architecture}",
+            )
+            for architecture, names in STRAY_TENSORS.items()
+            for name in names
+        ),
     ],
 )
 def test_what_is_not_supported_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -200,3 +283,33 @@ def test_missing_embedding_is_named(tmp_path: Path) -> None:
     weights = {stem: values for stem, values in random_weights().items() if stem != "token_embd"}
     with pytest.raises(SpeqError, match=r"lacks the tensor token_embd\.weight"):
         open_source(write_gguf(tmp_path / "m.gguf", weights))
+
+
+KEYS = (
+    "general.architecture", "split.count", "llama.block_count", "llama.context_length", "llama.embedding_length",
+    "llama.feed_forward_length", "llama.attention.head_count", "llama.attention.head_count_kv",
+    "llama.attention.key_length", "llama.attention.value_length", "llama.attention.layer_norm_rms_epsilon",
+    "llama.attention.causal", "llama.attention.sliding_window", "llama.expert_count", "llama.nextn_predict_layers",
+    "llama.rope.dimension_count", "llama.rope.freq_base", "llama.rope.scale_linear", "llama.rope.scaling.type",
+    "llama.rope.scaling.factor", "llama.rope.scaling.attn_factor", "llama.rope.scaling.original_context_length",
+    "llama.rope.scaling.yarn_beta_fast", "tokenizer.ggml.bos_token_id",
+)  # fmt: skip
+SCALARS = (
+    st.booleans() | st.integers(-2, 300) | st.floats(width=32) | st.sampled_from(["", "llama", "yarn", "none", "1"])
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(KEYS), SCALARS | st.lists(SCALARS, max_size=2), max_size=4))
+def test_whatever_stands_in_the_metadata_is_understood_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "metadata.gguf"
+    file = GGUFFile(path if path.exists() else write_gguf(path, random_weights()))
+    file.metadata |= changes
+    try:
+        config = build_config(file)
+        lines = [str(model_config(config).model_type)]
+    except SpeqError as error:
+        lines = str(error).splitlines()
+    assert len(lines) == 1

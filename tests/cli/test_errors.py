@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 
 import numpy as np
@@ -86,6 +87,38 @@ def test_damaged_models_are_one_clear_line(fails, speq_run, tiny_checkpoint, wri
     assert "activations are not finite" in uncalibrated
     assert "not finite" in error
     assert "not finite" in fails("generate", spoilt, "-p", "a")
+
+
+def test_a_config_that_its_tensors_contradict_is_refused_by_every_command(
+    fails, write_checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))
+    wider = write_checkpoint(tmp_path / "wider", intermediate_size=64)
+    headless = write_checkpoint(tmp_path / "headless", tie_word_embeddings=False)
+    for model, message in [
+        (wider, "tensor 'model.layers.0.mlp.gate_proj.weight' has shape (96, 64), config.json implies (64, 64)"),
+        (headless, "no tensor 'lm_head.weight'"),
+    ]:
+        for arguments in (
+            ["generate", model, "-p", "hi"],
+            ["inspect", model],
+            ["restore", model, tmp_path / "out"],
+            ["convert", model, tmp_path / "out"],
+            ["convert", "--no-calibrate", model, tmp_path / "out"],
+        ):
+            assert message in fails(*arguments)
+            assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["headless", "wider"]
+            assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+def test_a_converted_model_whose_config_was_edited_is_refused(fails, speq_run, tiny_checkpoint, tmp_path):
+    converted = tmp_path / "converted"
+    assert speq_run("convert", "--no-calibrate", tiny_checkpoint, converted)[0] == 0
+    config = json.loads((converted / "config.json").read_text())
+    (converted / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 4}))
+    for verb in (["generate", converted, "-p", "hi"], ["inspect", converted]):
+        assert "k_proj.weight' has shape (32, 64), config.json implies (64, 64)" in fails(*verb)
+    assert speq_run("restore", converted, tmp_path / "back")[0] == 0
 
 
 def test_no_space_is_one_clear_line(fails, tiny_checkpoint, monkeypatch):

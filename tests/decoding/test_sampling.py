@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from speq.errors import SpeqError
 from speq.runtime.sampling import Sampling, choose
 from speq.runtime.sampling_reference import choose_reference, exp_nonpositive, exponential, filtered_weights, philox
-from speq.errors import SpeqError
 
 
 def random_logits(seed: int, size: int, spread: float = 4.0) -> np.ndarray:

@@ -34,6 +34,35 @@ def test_any_cut_gives_the_text_before_the_first_stop(pieces, strings):
     assert shown == (text if expected is None else expected)
 
 
+@settings(max_examples=500)
+@given(
+    pieces=st.lists(st.tuples(st.text("ab<>", max_size=4), st.booleans()), max_size=10),
+    strings=st.lists(st.text("ab<>", min_size=1, max_size=4), max_size=3),
+)
+def test_names_of_special_tokens_end_the_text_but_are_not_shown(pieces, strings):
+    stop, whole = StopStrings(strings), "".join(text for text, _ in pieces)
+    visible = [shown for text, shown in pieces for _ in text]
+    before = first_stop(whole, strings)
+    end = len(whole if before is None else before)
+    expected = "".join(letter for letter, shown in zip(whole[:end], visible, strict=False) if shown)
+    text = ""
+    for piece, shown in pieces:
+        text += stop.push(piece, shown=shown)
+        assert expected.startswith(text)
+    assert text + stop.flush() == expected
+    assert stop.found == (before is not None)
+
+
+def test_a_special_token_is_found_alone_and_among_text():
+    stop = StopStrings(["<|end|>\n"])
+    assert stop.push("yes") == "yes"
+    assert stop.push("<|end|>", shown=False) == ""
+    assert stop.push("no") == "no"
+    assert stop.push("<|end|>", shown=False) == ""
+    assert stop.push("\nmore") == ""
+    assert stop.found
+
+
 def test_only_a_possible_start_is_held_back():
     stop = StopStrings(["</end>", "\n\n"])
     assert stop.push("a < b") == "a < b"

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -33,6 +39,7 @@ MODELS = {
         "intermediate_size": 101,
         "head_dim": 24,
         "attention_bias": True,
+        "mlp_bias": True,
     },
     "mistral window": {"model_type": "mistral", "sliding_window": 7, "head_dim": 40, "num_key_value_heads": 1},
     "qwen2 tied yarn": {"model_type": "qwen2", "tie_word_embeddings": True, "rope_scaling": YARN},
@@ -124,7 +131,9 @@ def test_every_format_operator_by_operator(spec, isa):
                 continue
             pairs = [(native.buffer(op.out)[rows], reference.buffer(op.out)[rows])]
             if isinstance(op, Attention):
-                pairs += [(a[:, op.layer].astype(np.float32), b[:, op.layer].astype(np.float32)) for a, b in kv_pairs(caches)]
+                pairs += [
+                    (a[:, op.layer].astype(np.float32), b[:, op.layer].astype(np.float32)) for a, b in kv_pairs(caches)
+                ]
             assert all(error(actual, expected) < 2e-4 for actual, expected in pairs), index
 
 
@@ -239,9 +248,7 @@ def test_numbers_that_are_not_finite_come_through(isa):
     assert not np.isfinite(run(native_step(program, weights, isa=isa), IDS[:2], 0)).any()
 
 
-@pytest.mark.parametrize(
-    ("tokens", "start"), [([], 0), ([1] * 65, 0), ([1], -1), ([131], 0), ([-1], 0)]
-)
+@pytest.mark.parametrize(("tokens", "start"), [([], 0), ([1] * 65, 0), ([1], -1), ([131], 0), ([-1], 0)])
 def test_misuse(tokens, start):
     program, weights = model("llama")
     step = native_step(program, weights)
@@ -253,5 +260,194 @@ def test_options_that_cannot_be_met():
     program, weights = model("llama")
     with pytest.raises(SpeqError, match=r"no kernels for 'abacus'.*portable"):
         native_step(program, weights, isa="abacus")
-    with pytest.raises(SpeqError, match="at least 1"):
+    with pytest.raises(SpeqError, match="threads 0 is out of range"):
         native_step(program, weights, threads=0)
+
+
+def in_threads(works):
+    """Run functions at the same time and return what they return; whoever hangs fails."""
+    found = {}
+    begin = threading.Barrier(len(works))
+
+    def run(index, work):
+        begin.wait()
+        found[index] = work()
+
+    threads = [threading.Thread(target=run, args=item, daemon=True) for item in enumerate(works)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "a pass hangs"
+    return [found[index] for index in range(len(works))]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_passes_from_several_python_threads_do_not_mix(threads):
+    """Each works at the end of the same cache, whose entries are the same whoever writes them."""
+    program, weights = model("llama")
+    step = native_step(program, weights, threads=threads)
+    step.run(IDS, 0, logits="none")
+    spans = [(0, 40), (39, 1), (32, 8), (35, 3), (8, 32), (20, 20)]
+    expected = [step.run(IDS[start : start + count], start, logits="all").copy() for start, count in spans]
+
+    def work(start, count):
+        return [step.run(IDS[start : start + count], start, logits="all") for _ in range(25)]
+
+    results = in_threads([lambda span=span: work(*span) for span in spans])
+    for rows, wanted in zip(results, expected, strict=True):
+        assert all(np.array_equal(row, wanted) for row in rows)
+
+
+def test_later_passes_leave_logits_alone_that_somebody_holds():
+    program, weights = model("llama")
+    step = native_step(program, weights)
+    held = [step.run(IDS[:count], 0, logits="all") for count in (1, 2, 40, 3, 1)]
+    copies = [rows.copy() for rows in held]
+    del step
+    other = native_step(program, weights)
+    held += [other.run(IDS[1:], 0, logits="all")]
+    for rows, copy in zip(held, copies, strict=False):
+        assert np.array_equal(rows, copy)
+
+
+def test_memory_of_logits_is_used_again():
+    program, weights = model("llama")
+    step = native_step(program, weights)
+    seen = set()
+    rows = step.run(IDS[:1], 0)
+    for _ in range(20):
+        rows = step.run(IDS[:1], 0)
+        seen.add(rows.ctypes.data)
+    assert len(seen) == 2  # the caller holds one while the other is filled
+
+
+def test_tokens_that_change_during_a_pass_do_no_harm():
+    program, weights = model("llama")
+    step = native_step(program, weights)
+    ids = np.zeros(64, np.int32)
+    expected = step.run(ids, 0).copy()
+    stop = threading.Event()
+
+    def meddle():
+        while not stop.is_set():
+            ids[:] = 2**30
+            ids[:] = 0
+
+    def work():
+        outcomes = set()
+        for _ in range(150):
+            try:
+                outcomes.add(np.array_equal(step.run(ids, 0), expected))
+            except ValueError:
+                outcomes.add("refused")
+        stop.set()
+        return outcomes
+
+    assert in_threads([meddle, work])[1] <= {True, "refused"}
+
+
+REFUSED = """
+import numpy as np, resource, sys
+import test_native_step as this
+from speq.bits import Spec, decode, encode
+from speq.errors import SpeqError
+program, weights = this.model("llama")
+{limit}
+for threads in (2, 40):
+    try:
+        this.native_step(program, weights, threads=threads)
+    except SpeqError as error:
+        print(error)
+print(this.in_passes(this.native_step(program, weights, threads=1), [1, 39]).shape)
+bits = np.arange(256 * 64, dtype=np.uint16).reshape(256, 64)
+print(np.array_equal(decode(encode(bits, Spec.default("nested", "fp16", 64), threads=8), threads=8), bits))
+"""
+
+
+def without_threads(code, stack):
+    """The output of Python code in a process whose threads would need ``stack`` bytes each."""
+    resource = pytest.importorskip("resource")
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    if hard != resource.RLIM_INFINITY:
+        pytest.skip("the stack is limited here")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (stack, hard)),
+        cwd=Path(__file__).parent,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_threads_that_the_system_refuses_are_one_clear_line():
+    """No thread at all: each would need more addresses than a process has."""
+    refused = "only 1 of {} threads could be started (Resource temporarily unavailable): use fewer with --threads"
+    two, forty, *rest = without_threads(REFUSED.format(limit=""), 1 << 47)
+    assert two.startswith(refused.format(2))
+    assert forty.startswith(refused.format(40))
+    assert rest == ["(40, 131)", "True"]
+
+
+def test_threads_that_were_started_before_one_was_refused_end():
+    limit = """
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (6 << 30),) * 2)
+"""
+    if not sys.platform.startswith("linux") or "libasan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("addresses cannot be limited here")
+    forty, *rest = without_threads(REFUSED.format(limit=limit), 1 << 30)
+    started = int(forty.split()[1])
+    assert 2 <= started <= 7
+    assert forty.startswith(f"only {started} of 40 threads could be started")
+    assert rest == ["(40, 131)", "True"]
+
+
+def test_a_forked_process_is_told_and_ends():
+    code = """
+import os
+import numpy as np
+import test_native_step as this
+from speq.errors import SpeqError
+program, weights = this.model("llama")
+step = this.native_step(program, weights, threads=3)
+step.run(this.IDS, 0)
+child = os.fork()
+if not child:
+    try:
+        step.run(this.IDS, 0)
+    except SpeqError as error:
+        print(error)
+    del step  # waits for no thread
+    print(this.native_step(program, weights, threads=3).run(this.IDS, 0).shape, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(step.run(this.IDS, 0).shape)
+"""
+    told, child, parent = without_threads(code, 8 << 20)
+    assert told.startswith("this model was loaded before the process was forked")
+    assert child == parent == "(1, 131)"
+
+
+def test_the_interpreter_ends_while_a_daemon_thread_is_in_a_pass():
+    code = """
+import threading, time
+import test_native_step as this
+program, weights = this.model("llama")
+step = this.native_step(program, weights, threads=2)
+begun = threading.Event()
+def work():
+    while True:
+        step.run(this.IDS, 0)
+        begun.set()
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+begun.wait()
+"""
+    for _ in range(3):  # without the guard most of them abort
+        assert without_threads(code, 8 << 20) == []

@@ -49,7 +49,9 @@ def test_rotate_is_a_complex_rotation(rng):
     x, frequencies = floats(rng, 5, 3, 8), floats(rng, 4)
     turns = np.exp(1j * np.outer(np.arange(100, 105), frequencies.astype(np.float64)))[:, None, :]
     turned = (x[..., :4] + 1j * x[..., 4:]) * turns * 1.5
-    assert_close(F.rotate(x, np.arange(100, 105), frequencies, 1.5), np.concatenate([turned.real, turned.imag], axis=-1))
+    assert_close(
+        F.rotate(x, np.arange(100, 105), frequencies, 1.5), np.concatenate([turned.real, turned.imag], axis=-1)
+    )
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
@@ -96,6 +98,8 @@ def one_layer(rng):
         "gate": floats(rng, 6, 8),
         "up": floats(rng, 6, 8),
         "down": floats(rng, 8, 6),
+        "gate bias": floats(rng, 6),
+        "up bias": floats(rng, 6),
         "wide": floats(rng, 8),
         "narrow": floats(rng, 4),
         "head": floats(rng, 10, 8),
@@ -107,7 +111,7 @@ def one_layer(rng):
             Linear("hidden", ("q", "k", "v"), "qkv", norm=norm, biases=(None, None, "v bias")),
             Attention("qkv", "attention", 0, 2, 1, 4, scale=0.5, q_norm=head_norm, k_norm=head_norm),
             Linear("attention", ("o",), "hidden", accumulate=True),
-            GatedLinear("hidden", "gate", "up", "gated", norm=norm),
+            GatedLinear("hidden", "gate", "up", "gated", norm=norm, gate_bias="gate bias", up_bias="up bias"),
             Linear("gated", ("down",), "hidden"),
             Head("hidden", "head", norm),
         ),
@@ -142,7 +146,7 @@ def test_a_step_is_its_operators_in_order(rng):
     attended = [F.attention(q[row], keys[:, : row + 1], values[:, : row + 1], 0.5).reshape(8) for row in range(4)]
     hidden = hidden + np.stack(attended) @ w["o"].T
     x = F.rms_norm(hidden, w["wide"], 1e-5)
-    hidden = (F.silu(x @ w["gate"].T) * (x @ w["up"].T)) @ w["down"].T
+    hidden = (F.silu(x @ w["gate"].T + w["gate bias"]) * (x @ w["up"].T + w["up bias"])) @ w["down"].T
     expected = F.rms_norm(hidden, w["wide"], 1e-5) @ w["head"].T
     np.testing.assert_allclose(step.logits(), expected, rtol=1e-2, atol=1e-2)
 

@@ -83,7 +83,9 @@ def test_draft_logits_equal_transformers_with_draft_weights(tiny):
 
 def test_long_inputs_go_in_chunks(tiny):
     ids = (IDS * 14)[: 2 * ROWS]
-    engine = SingleSequence.of(({**tiny.config, "max_position_embeddings": 2 * ROWS}, tiny.weights), backend="reference")
+    engine = SingleSequence.of(
+        ({**tiny.config, "max_position_embeddings": 2 * ROWS}, tiny.weights), backend="reference"
+    )
     every = engine.forward(ids, logits="all").copy()
     assert every.shape == (2 * ROWS, 97)
     assert engine.length == 2 * ROWS

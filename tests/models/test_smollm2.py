@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speq.runtime.single import SingleSequence
 from speq.models.tokenizer import Tokenizer
+from speq.runtime.single import SingleSequence
 
 pytestmark = pytest.mark.slow
 

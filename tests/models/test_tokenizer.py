@@ -206,9 +206,21 @@ def test_end_ids(tmp_path):
     assert Tokenizer(tmp_path).eos_ids == {1, 7, 8, 9}
 
 
-def test_special_tokens_map_and_add_bos_token(tmp_path):
-    sentence_piece(tmp_path, add_bos_token=True)
-    assert Tokenizer(tmp_path).encode("the")[0] == Tokenizer(tmp_path).encode("<|begin|>", special=False)[0]
+@pytest.mark.parametrize("entry", ["2", [2, [3]], 2.0, {"id": 2}, True])
+def test_end_ids_that_are_none(tmp_path, entry):
+    write(tmp_path, "generation_config.json", {"eos_token_id": entry})
+    with pytest.raises(SpeqError, match=r"generation_config\.json: 'eos_token_id' is .*, must be a token id"):
+        end_ids(tmp_path)
+
+
+def test_end_ids_name_the_model(tmp_path):
+    write(tmp_path, "config.json", {"eos_token_id": [2, None]})
+    with pytest.raises(SpeqError, match=r"^the model/config\.json: 'eos_token_id' is"):
+        end_ids(tmp_path, "the model")
+
+
+def test_special_tokens_map(tmp_path):
+    sentence_piece(tmp_path)
     write(tmp_path, "tokenizer_config.json", {})
     write(tmp_path, "special_tokens_map.json", {"eos_token": "<|im_end|>"})
     assert Tokenizer(tmp_path).eos_ids == {4}

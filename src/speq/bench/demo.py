@@ -18,6 +18,7 @@ from speq.bench.machine import this_machine
 from speq.bench.prompts import builtin_prompts
 from speq.checkpoint.catalogue import catalogue
 from speq.checkpoint.converted import Converted, load_converted
+from speq.cli.live import LiveText
 from speq.cli.terminal import ProgressBars
 from speq.errors import SpeqError
 from speq.locate import converted_model
@@ -75,8 +76,9 @@ def _run(console: Console) -> int:
     model = speq.load(path)
 
     console.print(f"\n[bold]{FIRST_PROMPT}[/]  [dim](drafting for itself)[/]")
-    for piece in model.stream(FIRST_PROMPT, max_new_tokens=NEW_TOKENS, draft="self"):
-        print(piece.text, end="", flush=True)
+    with LiveText() as shown:
+        for piece in model.stream(FIRST_PROMPT, max_new_tokens=NEW_TOKENS, draft="self"):
+            shown.write(piece.text)
     model.generate(FIRST_PROMPT, max_new_tokens=16, draft="none")
 
     console.print(

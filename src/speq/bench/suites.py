@@ -21,7 +21,7 @@ from speq.bench.report import Column, Report, Table, describe_model, row_of
 from speq.bench.small_operators import OperatorRow, measure_small_operators
 from speq.checkpoint.converted import Converted, load_converted
 from speq.kernels.step import Weights
-from speq.models.config import model_config
+from speq.models.tensors import fit
 
 Say = Callable[[str], None]
 """Told in a few words what is measured next."""
@@ -36,7 +36,8 @@ def kernels_report(
 ) -> Report:
     """Every matrix product, and attention by context, of the converted model at ``path``."""
     converted = load_converted(path, verify=False)
-    config, weights = model_config(converted.config), _weights(converted)
+    weights = _weights(converted)
+    config = fit(converted.config, {name: weight.shape for name, weight in weights.items()})
     settings = {"tokens": list(tokens), "rounds": rounds}
     report = Report("kernels", describe_model(name, converted), describe_machine(threads), settings)
     rows = measure_kernels(
@@ -70,7 +71,8 @@ def decode_report(
     say("start-up and memory")
     memory = measure_memory(path, threads=threads)
     converted = load_converted(path, verify=False)
-    config, weights = model_config(converted.config), _weights(converted)
+    weights = _weights(converted)
+    config = fit(converted.config, {name: weight.shape for name, weight in weights.items()})
     settings = {"prompts": len(prompts) - 1, "new_tokens": new_tokens, "draft": draft, "rounds": rounds}
     report = Report("decode", describe_model(name, converted), describe_machine(threads), settings)
     model = load(path, threads=threads)

@@ -13,7 +13,7 @@ from speq.bits.bins import exponent_table
 from speq.bits.feedback import PASSES, Feedback
 from speq.bits.scales import candidates, column_importance
 from speq.bits.spec import Spec
-from speq.bits.tensor import MAX_COLUMNS, SplitTensor, grid, plane_layout
+from speq.bits.tensor import MAX_COLUMNS, MAX_WEIGHTS, SplitTensor, grid, plane_layout
 from speq.errors import SpeqError
 from speq.processors import default_threads
 
@@ -133,7 +133,7 @@ def _check(
         raise SpeqError(f"an empty matrix ({rows} x {columns}) cannot be split; store it as it is")
     if columns > MAX_COLUMNS:
         raise SpeqError(f"a matrix with {columns} columns cannot be split (limit {MAX_COLUMNS}); store it as it is")
-    if rows * columns >= 1 << 32:
+    if rows * columns > MAX_WEIGHTS:
         raise SpeqError(f"a matrix of {rows} x {columns} weights cannot be split (limit 2**32 - 1); store it in parts")
     if column_weights is not None:
         _check_column_weights(column_weights, columns)

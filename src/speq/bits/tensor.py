@@ -7,7 +7,7 @@ docs/formats.md gives the place of every bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ COLUMNS = 64
 
 MAX_COLUMNS = 65536
 """Escapes store their column in 16 bits."""
+
+MAX_WEIGHTS = (1 << 32) - 1
+"""Offsets into the list of escapes have 32 bits."""
 
 PLANES = ("codes", "residual", "scales", "escape_rows", "escape_columns", "escape_values", "table")
 
@@ -63,7 +66,9 @@ class SplitTensor:
         missing = [name for name in PLANES if name not in planes]
         if missing:
             raise SpeqError(f"plane '{missing[0]}' is missing; convert the model again")
-        escapes = len(planes["escape_columns"])
+        if not can_be_split(*shape):
+            raise SpeqError(f"no split matrix has the shape {list(shape)}; convert the model again")
+        escapes = planes["escape_columns"].size
         for name, (dimensions, dtype) in plane_layout(spec, shape, escapes).items():
             plane = planes[name]
             if plane.shape != dimensions or plane.dtype != dtype:
@@ -71,10 +76,47 @@ class SplitTensor:
                     f"plane '{name}' is {plane.dtype}{list(plane.shape)}, not {dtype}{list(dimensions)}; "
                     "convert the model again"
                 )
+            if not plane.flags.aligned:
+                raise SpeqError(f"plane '{name}' is not aligned; convert the model again")
         first, columns = planes["escape_rows"], planes["escape_columns"]
         if first[0] != 0 or first[-1] != escapes or (first[1:] < first[:-1]).any() or (columns >= shape[1]).any():
             raise SpeqError("the list of escapes points outside the matrix; convert the model again")
+        falls = np.flatnonzero(columns[1:] <= columns[:-1]) + 1  # only where a row begins
+        if not np.isin(falls, first).all():
+            raise SpeqError("the escapes of a row are not in order; convert the model again")
         return cls(spec, shape, **{name: planes[name] for name in PLANES})
+
+    def rows(self, start: int, stop: int) -> SplitTensor:
+        """Rows ``start`` to ``stop`` (exclusive) as views of the planes; ``start`` is a multiple of ``ROWS``."""
+        if start % ROWS:
+            raise ValueError(f"row {start} is within a row block")
+        first, last = start // ROWS, -(-stop // ROWS)
+        escape_rows = self.escape_rows[first * ROWS : last * ROWS + 1]
+        escapes = slice(int(escape_rows[0]), int(escape_rows[-1]))
+        return SplitTensor(
+            self.spec,
+            (stop - start, self.shape[1]),
+            self.codes[first:last],
+            self.residual[first:last],
+            self.scales[first:last],
+            escape_rows - escape_rows[0],
+            self.escape_columns[escapes],
+            self.escape_values[escapes],
+            self.table,
+        )
+
+    @classmethod
+    def of_rows(cls, spec: Spec, shape: tuple[int, int], parts: Sequence[Mapping[str, NDArray[Any]]]) -> SplitTensor:
+        """A tensor from the planes of its rows: parts in order, all but the last of whole row blocks, of ``nested``,
+        whose rows are coded independently of each other.
+        """
+        if len(parts) == 1:
+            return cls.from_planes(spec, shape, parts[0])
+        planes = {name: np.concatenate([part[name] for part in parts]) for name in PLANES}
+        counts = np.concatenate([np.diff(part["escape_rows"]) for part in parts])
+        planes["escape_rows"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
+        planes["table"] = parts[0]["table"]
+        return cls.from_planes(spec, shape, planes)
 
     @property
     def escapes(self) -> int:
@@ -99,6 +141,11 @@ class SplitTensor:
         planes = self.planes()
         stored = sum(int(planes[name].nbytes) for name in names)
         return 8.0 * stored / (self.shape[0] * self.shape[1])
+
+
+def can_be_split(rows: int, columns: int) -> bool:
+    """Whether a matrix is within the limits of the format."""
+    return rows >= 1 and 1 <= columns <= MAX_COLUMNS and rows * columns <= MAX_WEIGHTS
 
 
 def plane_layout(spec: Spec, shape: tuple[int, int], escapes: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from speq.errors import SpeqError
 from speq.models.tokenizer import Tokenizer
 
 LONGEST = 256
@@ -40,7 +41,8 @@ def text_identity() -> str:
 
 
 def read_samples(tokenizer: Tokenizer, context: int) -> list[Sample]:
-    """The samples in the tokens of a model, as conversations if it has a chat template, each at most ``context`` long.
+    """The samples in the tokens of a model, as conversations if it has a chat template that takes them, each at most
+    ``context`` long.
 
     What a sample shares with the one before (the system prompt of a chat template) has the same activations, so it need
     not be counted again.
@@ -49,17 +51,20 @@ def read_samples(tokenizer: Tokenizer, context: int) -> list[Sample]:
     before: list[int] = []
     for line in _text().decode().splitlines():
         turn = json.loads(line)
-        if tokenizer.has_chat_template:
-            messages = [
-                {"role": "user", "content": turn["question"]},
-                {"role": "assistant", "content": turn["answer"]},
-            ]
-            ids = tokenizer.chat(messages, add_generation_prompt=False)
-        else:
-            ids = tokenizer.encode(turn["question"] + "\n" + turn["answer"])
+        ids = _tokens(tokenizer, turn["question"], turn["answer"])
         ids = ids[: min(context, LONGEST)]
         known = sum(takewhile(bool, (a == b for a, b in zip(ids, before, strict=False))))
         if known < len(ids):
             samples.append(Sample(np.array(ids, np.int32), known))
         before = ids
     return samples
+
+
+def _tokens(tokenizer: Tokenizer, question: str, answer: str) -> list[int]:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    try:
+        if tokenizer.has_chat_template:
+            return tokenizer.chat(messages, add_generation_prompt=False)
+    except SpeqError:  # a template that fails concerns conversations; the weights are the same without it
+        pass
+    return tokenizer.encode(question + "\n" + answer)

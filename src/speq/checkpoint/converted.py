@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,12 @@ from speq.bits import Spec, SplitTensor, to_float32
 from speq.bits.tensor import PLANES
 from speq.checkpoint.huggingface import read_json
 from speq.checkpoint.layout import FORMAT_VERSION, MANIFEST, WEIGHTS, Record, checksum
+from speq.checkpoint.rounding import DTYPES
 from speq.checkpoint.safetensors import SafetensorsFile
 from speq.errors import SpeqError
+from speq.processors import map_in_threads
 
+_VERIFY_THREADS = 2  # two read as fast as a disk gives
 CONVERT_AGAIN = "delete the directory and convert the original again"
 
 
@@ -35,6 +38,7 @@ class Converted:
         source: where it came from: ``name``, ``file``, and the options of the conversion.
         tokenizer: path of ``tokenizer.json``, None when there is none.
         records: the manifest's record of every tensor, in stored order.
+        originals: the names that tensors had where they came from, of those that had others or several.
     """
 
     path: Path
@@ -47,6 +51,7 @@ class Converted:
     source: dict[str, Any]
     tokenizer: Path | None
     records: list[Record]
+    originals: dict[str, list[str]]
 
     @property
     def bytes(self) -> int:
@@ -66,22 +71,35 @@ def is_converted(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def load_converted(path: Path, *, verify: bool = True) -> Converted:
+Fit: TypeAlias = Callable[[dict[str, Any], dict[str, tuple[int, ...]]], object]
+"""Compares a config with the shapes of the tensors beside it, by name; raises SpeqError where they disagree."""
+
+
+def load_converted(
+    path: Path, *, verify: bool = True, threads: int | None = None, check: Fit | None = None
+) -> Converted:
     """Map a converted checkpoint.
 
     Args:
         path: its directory.
         verify: compare every stored array with its checksum, which reads all of the file once.
+        threads: at most so many of them; None for as many as pay.
+        check: called before, to refuse a model by raising.
 
     Raises:
-        SpeqError: a file is missing or truncated, a tensor does not match its checksum, or the format version is
-            another.
+        SpeqError: a file is missing, truncated or damaged, a tensor does not match its checksum, or the format version
+            is another.
     """
     manifest, records, specs = read_manifest(path)
     config = read_json(path / "config.json", f"{path} has no config.json; {CONVERT_AGAIN}")
+    if check is not None:
+        try:
+            check(config, {record.name: record.shape for record in records})
+        except SpeqError as error:
+            raise SpeqError(f"{path}: {error}") from None
     file = SafetensorsFile(path / WEIGHTS)
     if verify:
-        _verify(file, records)
+        _verify(file, records, min(threads or _VERIFY_THREADS, _VERIFY_THREADS))
     split: dict[str, SplitTensor] = {}
     raw: dict[str, NDArray[np.float32]] = {}
     raw_dtypes: dict[str, str] = {}
@@ -91,7 +109,7 @@ def load_converted(path: Path, *, verify: bool = True) -> Converted:
             split[record.name] = split_tensor(file, record, specs[record.spec])
             weights_of[record.spec] += record.shape[0] * record.shape[1]
         elif record.dtype in ("F16", "BF16", "F32", "F64"):
-            raw[record.name] = widen(file.array(record.name), record.dtype)
+            raw[record.name] = widen(whole_tensor(file, record), record.dtype)
             raw_dtypes[record.name] = record.dtype
     tokenizer = path / "tokenizer.json"
     return Converted(
@@ -101,10 +119,11 @@ def load_converted(path: Path, *, verify: bool = True) -> Converted:
         split=split,
         raw=raw,
         raw_dtypes=raw_dtypes,
-        notes=list(manifest.get("notes", [])),
-        source=dict(manifest.get("source", {})),
+        notes=manifest["notes"],
+        source=manifest["source"],
         tokenizer=tokenizer if tokenizer.is_file() else None,
         records=records,
+        originals={name: names for name, names in original_names(manifest, records).items() if names != [name]},
     )
 
 
@@ -123,22 +142,46 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[Record], list[Spec]]
     try:
         records = [Record.from_dict(item) for item in manifest["tensors"]]
         specs = [Spec.from_dict(item) for item in manifest["specs"]]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise SpeqError(f"{path / MANIFEST} is damaged; {CONVERT_AGAIN}") from None
+        manifest = manifest | {"notes": manifest.get("notes", []), "source": manifest.get("source", {})}
+        names = [record.name for record in records]
+        is_whole = (
+            len(set(names)) == len(names)
+            and bool(specs)
+            and all(record.spec is None or 0 <= record.spec < len(specs) for record in records)
+            and all(isinstance(note, str) for note in manifest["notes"])
+            and isinstance(manifest["source"], dict)
+            and all(isinstance(original, str) for names in manifest.get("originals", {}).values() for original in names)
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        is_whole = False
+    if not is_whole:
+        raise SpeqError(f"{path / MANIFEST} is damaged; {CONVERT_AGAIN}")
     return manifest, records, specs
+
+
+def original_names(manifest: dict[str, Any], records: list[Record]) -> dict[str, list[str]]:
+    """The names of each tensor in the checkpoint that was converted."""
+    others: dict[str, list[str]] = manifest.get("originals", {})
+    return {record.name: others.get(record.name, [record.name]) for record in records}
+
+
+def whole_tensor(file: SafetensorsFile, record: Record) -> NDArray[Any]:
+    """The array of a tensor that is stored as it is."""
+    array = file.array(record.name)
+    if (file.entries[record.name].dtype, array.shape) != (record.dtype, record.shape):
+        raise SpeqError(f"{file.path}: tensor {record.name} is not what {MANIFEST} says; {CONVERT_AGAIN}")
+    return array
 
 
 def split_tensor(file: SafetensorsFile, record: Record, spec: Spec) -> SplitTensor:
     """The split matrix of a record, its planes views of the file."""
     planes = {plane: file.array(f"{record.name}.{plane}") for plane in PLANES}
-    rows, columns = record.shape
+    if len(record.shape) != 2 or DTYPES.get(record.dtype) != spec.dtype:
+        raise SpeqError(f"{file.path}: tensor {record.name} is not what {MANIFEST} says; {CONVERT_AGAIN}")
     try:
-        tensor = SplitTensor.from_planes(spec, (rows, columns), planes)
+        return SplitTensor.from_planes(spec, (record.shape[0], record.shape[1]), planes)
     except SpeqError as error:
         raise SpeqError(f"{file.path}: tensor {record.name}: {error}") from None
-    if tensor.escapes != int(tensor.escape_rows[-1]):
-        raise SpeqError(f"{file.path}: the escapes of tensor {record.name} do not add up; {CONVERT_AGAIN}")
-    return tensor
 
 
 def widen(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
@@ -148,10 +191,12 @@ def widen(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     return array.astype(np.float32)
 
 
-def _verify(file: SafetensorsFile, records: list[Record]) -> None:
+def _verify(file: SafetensorsFile, records: list[Record], threads: int) -> None:
     stored = [(record.name, name, value) for record in records for name, value in record.checksums.items()]
-    with ThreadPoolExecutor(2) as pool:
-        sums = pool.map(lambda item: checksum(file.array(item[1])), stored)
-        for (tensor, name, expected), found in zip(stored, sums, strict=True):
-            if found != expected:
-                raise SpeqError(f"{file.path}: tensor {tensor} is corrupted (checksum of {name}); {CONVERT_AGAIN}")
+
+    def verify(item: tuple[str, str, str]) -> None:
+        tensor, name, expected = item
+        if checksum(file.array(name)) != expected:
+            raise SpeqError(f"{file.path}: tensor {tensor} is corrupted (checksum of {name}); {CONVERT_AGAIN}")
+
+    map_in_threads(verify, stored, threads)

@@ -14,12 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.checkpoint.gguf_config import build_config, hugging_face_name, rotary_row_order
+from speq.checkpoint.gguf_config import (
+    absent_biases,
+    build_config,
+    hugging_face_name,
+    rotary_row_order,
+    unread_keys,
+)
 from speq.checkpoint.gguf_dither import DITHERABLE, add_noise, step_sizes
 from speq.checkpoint.gguf_file import GGUFFile
-from speq.checkpoint.huggingface import natural_order
-from speq.checkpoint.source import TensorInfo
+from speq.checkpoint.source import TensorInfo, natural_order
 from speq.errors import SpeqError
+
+_ORDERING = ("model_type", "num_attention_heads", "num_key_value_heads")  # what the order of rows depends on
 
 
 class GGUFSource:
@@ -31,28 +38,44 @@ class GGUFSource:
             for none.
 
     Raises:
-        SpeqError: damaged file, unsupported architecture, a tensor of unknown purpose, a type that cannot be read or
-            dithered.
+        SpeqError: damaged file or tokenizer, unsupported architecture, a tensor of unknown purpose, a type that cannot
+            be read or dithered.
     """
+
+    config_is, all_tensors_count = "metadata", True
 
     def __init__(self, path: Path, *, dither: int | None = None) -> None:
         from speq.checkpoint.gguf_tokenizer import build_tokenizer_files
 
         self.path = path
         self.weight_files = [path]
+        self.originals: dict[str, list[str]] = {}
         self._file = GGUFFile(path)
         self._dither = dither
         self.name = str(self._file.metadata.get("general.name") or path.stem)
         self.config = build_config(self._file)
-        stored_names = {hugging_face_name(stored, path): stored for stored in self._file.tensors}
+        architecture = self.config["model_type"]
+        stored_names = {hugging_face_name(stored, path, architecture): stored for stored in self._file.tensors}
         self._stored = {name: stored for name, stored in stored_names.items() if name is not None}
-        self.tensors = [self._info(name) for name in sorted(self._stored, key=natural_order)]
+        self._zero_biases = absent_biases(self._file, self.config)
+        names = sorted([*self._stored, *self._zero_biases], key=natural_order)
+        self.tensors = [self._info(name) for name in names]
         self._check_attention()
-        self.files, tokenizer_notes = build_tokenizer_files(self._file.metadata)
-        self.notes = self._quantisation_notes() + tokenizer_notes
+        try:
+            self.files, tokenizer_notes = build_tokenizer_files(self._file.metadata)
+        except SpeqError as error:
+            raise SpeqError(f"{path}: {error}") from None
+        self.notes = self._quantisation_notes() + self._reading_notes() + tokenizer_notes
+        self.data = [(path, min(self._file.data_start, path.stat().st_size))]
+        self.layout = {
+            "tensors": {name: self._place(name) for name in self._stored},
+            "heads": [self.config.get(key) for key in _ORDERING],
+        }
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Rows of a tensor: uint16 bits for F16 and BF16, float32 for F32 and dequantised types."""
+        if name in self._zero_biases:
+            return np.zeros(self._zero_biases[name], np.float32)
         tensor = self._file.tensors[self._stored[name]]
         order = self._row_order(name, tensor.shape[0])
         if len(tensor.shape) == 1:
@@ -65,32 +88,38 @@ class GGUFSource:
         return values
 
     def _info(self, name: str) -> TensorInfo:
+        if name in self._zero_biases:
+            return TensorInfo(name, (self._zero_biases[name],), "F32")
         tensor = self._file.tensors[self._stored[name]]
         return TensorInfo(name, tensor.shape, tensor.type)
+
+    def _place(self, name: str) -> list[Any]:
+        tensor = self._file.tensors[self._stored[name]]
+        return [tensor.type, tensor.shape, tensor.begin - self._file.data_start]
 
     def _row_order(self, name: str, rows: int) -> NDArray[np.intp] | None:
         """For each row in Hugging Face order its place in the file; None where they agree."""
         heads_key = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
-        if heads_key is None or self.config["model_type"] not in ("llama", "mistral"):
+        if heads_key is None or self.config["model_type"] != "llama":
             return None
         return rotary_row_order(rows, int(self.config[heads_key]))
 
     def _check_attention(self) -> None:
         """Refuse query and key matrices whose rows are not the heads that the metadata tells of."""
         rows_of = {
-            "self_attn.q_proj.weight": int(self.config["num_attention_heads"]) * int(self.config["head_dim"]),
-            "self_attn.k_proj.weight": int(self.config["num_key_value_heads"]) * int(self.config["head_dim"]),
+            "q_proj": int(self.config["num_attention_heads"]) * int(self.config["head_dim"]),
+            "k_proj": int(self.config["num_key_value_heads"]) * int(self.config["head_dim"]),
         }
         for info in self.tensors:
-            rows = rows_of.get(info.name.split(".", 3)[-1], info.shape[0])
+            rows = rows_of.get(info.name.split(".")[-2], info.shape[0])
             if info.shape[0] != rows:
                 raise SpeqError(f"{self.path}: {info.name} has {info.shape[0]} rows where its heads need {rows}")
 
     def _decode(self, kind: str, data: NDArray[np.uint8]) -> NDArray[Any]:
         if kind in ("F16", "BF16"):
             return data.view("<u2")
-        if kind == "F32":
-            return data.view("<f4")
+        if kind in ("F32", "F64"):
+            return data.view("<f4" if kind == "F32" else "<f8")
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
@@ -111,6 +140,14 @@ class GGUFSource:
             notes.append(f"dithered with seed {self._dither}: each quantised weight moved by up to half of its step")
         return notes
 
+    def _reading_notes(self) -> list[str]:
+        notes = []
+        if self._zero_biases:
+            notes.append(f"{len(self._zero_biases)} biases that the file leaves out beside others are stored as zeros")
+        if unread := unread_keys(self._file):
+            notes.append(f"{', '.join(unread)} not used: nor does llama.cpp for this architecture")
+        return notes
+
     def _check_type(self, info: TensorInfo) -> None:
         """Refuse a type that cannot be read, or not be dithered when that is asked for, before any work."""
         if self._dither is not None and info.quantised and info.dtype not in DITHERABLE:
@@ -118,7 +155,11 @@ class GGUFSource:
                 f"{self.path}: tensor {info.name} is {info.dtype}, which --dither cannot spread; it can: "
                 + ", ".join(DITHERABLE)
             )
+        if info.name in self._zero_biases:
+            return
         tensor = self._file.tensors[self._stored[info.name]]
+        if not info.size:
+            raise SpeqError(f"{self.path}: tensor {info.name} is empty; copy or download it again")
         try:
             self._decode(tensor.type, tensor.data[:1])
         except NotImplementedError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.checkpoint.gguf_file import GGUFFile
+from speq.checkpoint.gguf_keys import GGUFKeys
+from speq.checkpoint.gguf_rope import ROPE_TENSORS, rope_scaling
 from speq.errors import SpeqError
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -28,24 +31,49 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_ROPE_FREQUENCIES = "rope_freqs.weight"
+_QKV, _ATTENTION = ("attn_q", "attn_k", "attn_v"), ("attn_q", "attn_k", "attn_v", "attn_output")
+_FEED_FORWARD = ("ffn_gate", "ffn_up", "ffn_down")
+_BIASED = {"llama": _ATTENTION + _FEED_FORWARD, "qwen2": _QKV, "qwen3": _ATTENTION}
+"""Which tensors of a layer may have a bias: those that the architecture has one for in Hugging Face's code."""
+_HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
+_UNREAD: Mapping[str, tuple[float, ...]] = {
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),
+    "attention.sliding_window": (0,),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "rope.scaling.alpha": (0,),
+    "rope.scaling.yarn_attn_factor": (1,),
+    "rope.scaling.yarn_beta_fast": (32,),
+    "rope.scaling.yarn_beta_slow": (1,),
+    "rope.scaling.yarn_ext_factor": (1,),
+    "rope.scaling.yarn_log_multiplier": (0,),
+}
+"""Keys that llama.cpp reads for other architectures than these, with the values that would change nothing."""
 
 
-def hugging_face_name(stored: str, path: Path) -> str | None:
+def hugging_face_name(stored: str, path: Path, architecture: str) -> str | None:
     """The Hugging Face name of a stored tensor; None for one that the config already tells.
 
     Raises:
-        SpeqError: a tensor that no supported model has: dropping it would change the model.
+        SpeqError: a tensor that the architecture does not have: dropping it would change the model.
     """
-    if stored == _ROPE_FREQUENCIES:
+    if stored in ROPE_TENSORS and architecture == "llama":
         return None
     layered = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", stored)
     if layered and layered[2] in _LAYER_NAMES:
-        return f"model.layers.{layered[1]}.{_LAYER_NAMES[layered[2]]}.{layered[3]}"
+        layer, stem, kind = layered.groups()
+        known = stem in _BIASED[architecture] if kind == "bias" else stem not in _HEAD_NORMS or architecture == "qwen3"
+        if known:
+            return f"model.layers.{layer}.{_LAYER_NAMES[stem]}.{kind}"
     stem, _, kind = stored.rpartition(".")
-    if stem in _GLOBAL_NAMES and kind in ("weight", "bias"):
-        return f"{_GLOBAL_NAMES[stem]}.{kind}"
-    raise SpeqError(f"{path}: tensor {stored} belongs to no supported model ({', '.join(ARCHITECTURES)})")
+    if stem in _GLOBAL_NAMES and kind == "weight":
+        return f"{_GLOBAL_NAMES[stem]}.weight"
+    raise SpeqError(f"{path}: tensor {stored} belongs to no supported model of the architecture {architecture}")
 
 
 def stored_name(name: str) -> str:
@@ -79,31 +107,27 @@ def build_config(file: GGUFFile) -> dict[str, Any]:
     Raises:
         SpeqError: an architecture or variant that is not supported, by name; a split file; missing keys.
     """
-    metadata, tensors = file.metadata, file.tensors
-    architecture = str(metadata.get("general.architecture"))
+    tensors, keys = file.tensors, GGUFKeys(file)
+    architecture = keys.architecture
     if architecture not in ARCHITECTURES:
         raise SpeqError(f"{file.path} holds the architecture {architecture}; supported are {', '.join(ARCHITECTURES)}")
-    if int(metadata.get("split.count", 1)) > 1:
+    if file.metadata.get("split.count", 1) not in (0, 1):
         raise SpeqError(f"{file.path} is one part of a split GGUF; merge the parts first (llama-gguf-split --merge)")
-
-    def get(key: str, default: Any = None) -> Any:
-        value = metadata.get(f"{architecture}.{key}", default)
-        if value is None:
-            raise SpeqError(f"{file.path} lacks the metadata key {architecture}.{key}; convert it again")
-        if isinstance(value, list):
-            raise SpeqError(f"{file.path}: {architecture}.{key} differs per layer, which is not supported")
-        return _shortest(value) if isinstance(value, float) else value
-
-    if get("expert_count", 0):
+    if keys.whole("expert_count", 0, least=0):
         raise SpeqError(f"{file.path} is a mixture of experts, which is not supported")
+    if keys.whole("nextn_predict_layers", 0, least=0):
+        raise SpeqError(f"{file.path} has layers that predict further tokens, which are not supported")
+    if not keys.flag("attention.causal", True):
+        raise SpeqError(f"{file.path} attends to later tokens (attention.causal is false), which is not supported")
     for required in ("token_embd.weight", "output_norm.weight"):
         if required not in tensors:
             raise SpeqError(f"{file.path} lacks the tensor {required}; copy or download it again")
-    hidden, heads = int(get("embedding_length")), int(get("attention.head_count"))
-    head_dim = int(get("attention.key_length", hidden // heads))
+    layers = keys.whole("block_count")
+    hidden, heads = keys.whole("embedding_length"), keys.whole_of_all_layers("attention.head_count", layers)
+    head_dim = keys.whole("attention.key_length", hidden // heads)
     if (
-        int(get("rope.dimension_count", head_dim)) != head_dim
-        or int(get("attention.value_length", head_dim)) != head_dim
+        keys.whole("rope.dimension_count", head_dim) != head_dim
+        or keys.whole("attention.value_length", head_dim) != head_dim
     ):
         raise SpeqError(
             f"{file.path} rotates only part of each head (or has unlike keys and values), which is not supported"
@@ -113,76 +137,50 @@ def build_config(file: GGUFFile) -> dict[str, Any]:
         "model_type": architecture,
         "hidden_act": "silu",
         "hidden_size": hidden,
-        "intermediate_size": int(get("feed_forward_length")),
-        "num_hidden_layers": int(get("block_count")),
+        "intermediate_size": keys.whole_of_all_layers("feed_forward_length", layers),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": int(get("attention.head_count_kv", heads)),
+        "num_key_value_heads": keys.whole_of_all_layers("attention.head_count_kv", layers, heads),
         "head_dim": head_dim,
-        "max_position_embeddings": int(get("context_length")),
-        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
-        "rope_theta": get("rope.freq_base", 10000.0),
-        "rope_scaling": _rope_scaling(file, get, head_dim),
+        "max_position_embeddings": keys.whole("context_length"),
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.number("rope.freq_base", 10000.0),
+        "rope_scaling": rope_scaling(file, keys, head_dim),
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in tensors,
     }
     if architecture != "qwen2":  # whose biases are a matter of course
-        config |= {"attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_gate.bias" in tensors}
-    if architecture == "llama" and (window := get("attention.sliding_window", 0)):
-        config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": window}
+        config |= {"attention_bias": _any_bias(file, _ATTENTION), "mlp_bias": _any_bias(file, _FEED_FORWARD)}
     for role in ("bos", "eos"):
-        token = metadata.get(f"tokenizer.ggml.{role}_token_id")
-        if token is not None:
-            config[f"{role}_token_id"] = int(token)
+        token = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
+        if isinstance(token, int):
+            config[f"{role}_token_id"] = token
     return config
 
 
-def _shortest(value: float) -> float:
-    """The shortest decimal of a float32, as the original config has it: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+def absent_biases(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, int]:
+    """Widths of the biases that the file leaves out and its config calls for, by Hugging Face name.
 
-
-def _rope_scaling(file: GGUFFile, get: Any, head_dim: int) -> dict[str, Any] | None:
-    kind = str(get("rope.scaling.type", "none"))
-    original = int(get("rope.scaling.original_context_length", get("context_length")))
-    if _ROPE_FREQUENCIES in file.tensors:
-        return _llama3_scaling(file, float(get("rope.freq_base", 10000.0)), head_dim)
-    if kind == "none":
-        return None
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": get("rope.scaling.factor")}
-    if kind == "yarn":
-        scaling = {
-            "rope_type": "yarn",
-            "factor": get("rope.scaling.factor"),
-            "original_max_position_embeddings": original,
-        }
-        for key, name in (
-            ("attn_factor", "attention_factor"),
-            ("yarn_beta_fast", "beta_fast"),
-            ("yarn_beta_slow", "beta_slow"),
-        ):
-            if f"{file.metadata['general.architecture']}.rope.scaling.{key}" in file.metadata:
-                scaling[name] = get(f"rope.scaling.{key}")
-        return scaling
-    raise SpeqError(f"{file.path} scales RoPE by {kind}, which is not supported; supported are linear, yarn and llama3")
-
-
-def _llama3_scaling(file: GGUFFile, base: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3's scaling from its per-frequency divisors, the only trace that GGUF keeps of it.
-
-    Every published model has the same three other parameters, so only the factor is open; the divisors must then agree.
+    llama.cpp takes each of them as an addition of its own, in each layer; Hugging Face knows all of a kind or none.
     """
-    divisors = file.tensors[_ROPE_FREQUENCIES].data.reshape(-1).view("<f4")
-    factor, low, high, original = float(np.round(divisors.max(), 4)), 1.0, 4.0, 8192
-    wavelength = 2 * np.pi * base ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
-    expected = 1 / ((1 - smooth) / factor + smooth)
-    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
-        raise SpeqError(f"{file.path}: {_ROPE_FREQUENCIES} follows no known RoPE scaling; use the original checkpoint")
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original,
-    }
+    stems: tuple[str, ...] = _QKV if config["model_type"] == "qwen2" else _ATTENTION if config["attention_bias"] else ()
+    stems += _FEED_FORWARD if config.get("mlp_bias") else ()
+    widths = {}
+    for layer in range(config["num_hidden_layers"]):
+        for stem in stems:
+            weight = file.tensors.get(f"blk.{layer}.{stem}.weight")
+            if weight is not None and f"blk.{layer}.{stem}.bias" not in file.tensors:
+                widths[f"model.layers.{layer}.{_LAYER_NAMES[stem]}.bias"] = weight.shape[0]
+    return widths
+
+
+def unread_keys(file: GGUFFile) -> list[str]:
+    """Keys that would change another model's arithmetic and mean nothing in this architecture, as in llama.cpp."""
+    architecture = GGUFKeys(file).architecture
+    named = {f"{architecture}.{key}": neutral for key, neutral in _UNREAD.items()}
+    return [key for key, neutral in named.items() if file.metadata.get(key, neutral[0]) not in neutral]
+
+
+def _any_bias(file: GGUFFile, stems: tuple[str, ...]) -> bool:
+    biases = re.compile(rf"blk\.\d+\.({'|'.join(stems)})\.bias")
+    return any(biases.fullmatch(name) for name in file.tensors)

@@ -17,19 +17,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from speq.checkpoint.foreign import describe_file
 from speq.errors import SpeqError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_MOST_DIMENSIONS = 4
 
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """A stored tensor: its type's name, its shape with rows first, and its bytes as ``uint8 [rows, bytes per row]``."""
+    """A stored tensor: its type's name, its shape with rows first, its bytes as ``uint8 [rows, bytes per row]``, and
+    the byte of the file at which they begin.
+    """
 
     type: str
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
+    begin: int
 
 
 class GGUFFile:
@@ -46,33 +51,57 @@ class GGUFFile:
         try:
             with path.open("rb") as file:
                 if file.read(4) != b"GGUF":
-                    raise SpeqError(f"{path} is not a GGUF file (nor a model directory)")
+                    raise SpeqError(
+                        f"{path} {describe_file(path, 'gguf') or 'is not a GGUF file (nor a model directory)'}"
+                    )
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise SpeqError(f"cannot read {path}: {error.strerror or error}") from None
         self._at = 4
         try:
             self._parse()
-        except (struct.error, IndexError, ValueError, KeyError, RecursionError):
+        except (struct.error, IndexError, ValueError, KeyError, OverflowError, RecursionError):
             raise SpeqError(f"{path} is truncated or damaged; copy or download it again") from None
 
     def _parse(self) -> None:
         version = self._scalar("I")
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        if swapped < version and swapped < 1 << 16:
+            raise SpeqError(
+                f"{self.path} is a big-endian GGUF file (version {swapped}): get the little-endian one, or turn it "
+                "round with gguf-convert-endian of the gguf package"
+            )
+        if version == 1:
+            raise SpeqError(f"{self.path} is GGUF version 1, a short-lived one: get the model in version 2 or 3")
         if version not in (2, 3):
             raise SpeqError(f"{self.path} is GGUF version {version}; versions 2 and 3 are supported")
         tensor_count, key_count = self._scalar("Q"), self._scalar("Q")
         for _ in range(key_count):
             key = self._string()
+            if key in self.metadata:
+                raise SpeqError(f"{self.path} has the metadata key {key} twice; copy or download it again")
             self.metadata[key] = self._value(self._scalar("I"))
         infos = [self._tensor_info() for _ in range(tensor_count)]
-        alignment = int(self.metadata.get("general.alignment", 32))
-        start = -(-self._at // alignment) * alignment
-        for name, shape, type_id, offset in infos:
+        alignment = self.metadata.get("general.alignment", 32)
+        if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(alignment)
+        self.data_start = start = -(-self._at // alignment) * alignment
+        end = start
+        for name, shape, type_id, offset in sorted(infos, key=lambda info: info[3]):
+            if name in self.tensors or start + offset < end:
+                raise SpeqError(
+                    f"{self.path}: tensor {name} is there twice or overlaps another; copy or download it again"
+                )
             self.tensors[name] = self._tensor(name, shape, type_id, start + offset)
+            end = start + offset + self.tensors[name].data.nbytes
+        self.tensors = {name: self.tensors[name] for name, *_ in infos}
 
     def _tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
-        shape = tuple(self._scalar("Q") for _ in range(self._scalar("I")))
+        dimensions = self._scalar("I")
+        if dimensions > _MOST_DIMENSIONS:
+            raise ValueError(name)
+        shape = tuple(self._scalar("Q") for _ in range(dimensions))
         return name, shape[::-1], self._scalar("I"), self._scalar("Q")
 
     def _tensor(self, name: str, shape: tuple[int, ...], type_id: int, begin: int) -> GGUFTensor:
@@ -95,7 +124,7 @@ class GGUFFile:
                 f"{len(self._map)}; copy or download it again"
             )
         data = np.frombuffer(self._map, np.uint8, count=rows * row_bytes, offset=begin)
-        return GGUFTensor(kind.name, shape, data.reshape(rows, row_bytes))
+        return GGUFTensor(kind.name, shape, data.reshape(rows, row_bytes), begin)
 
     def _scalar(self, code: str) -> Any:
         (value,) = struct.unpack_from("<" + code, self._map, self._at)

@@ -34,11 +34,17 @@ _DEFAULT = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """Parts of a ``tokenizer.json``; ``ignore_merges``: a whole word that is in the vocabulary is taken as it is."""
+    """Parts of a ``tokenizer.json``.
+
+    Attributes:
+        ignore_merges: a whole word that is in the vocabulary is taken as it is.
+        adds_bos: texts begin with the start token where the file does not say whether they do.
+    """
 
     pre_tokenizer: dict[str, Any]
     normalizer: dict[str, Any] | None = None
     ignore_merges: bool = False
+    adds_bos: bool = False
 
 
 def _split(*expressions: str) -> dict[str, Any]:
@@ -53,27 +59,27 @@ _BY_DIGITS_AND_WORDS = {"type": "Sequence", "pretokenizers": [_SINGLE_DIGITS, _G
 _KNOWN = {
     "smollm": PreTokenizer(_BY_DIGITS_AND_WORDS),
     "qwen2": PreTokenizer(_split(_QWEN2), normalizer={"type": "NFC"}),
-    "llama-bpe": PreTokenizer(_split(_LLAMA3), ignore_merges=True),
+    "llama-bpe": PreTokenizer(_split(_LLAMA3), ignore_merges=True, adds_bos=True),
     "gpt-2": PreTokenizer(_GPT2_WORDS),
-    "tekken": PreTokenizer(_split(_TEKKEN), ignore_merges=True),
+    "tekken": PreTokenizer(_split(_TEKKEN), ignore_merges=True, adds_bos=True),
     "default": PreTokenizer(_split(*_DEFAULT)),
 }
 _ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2", "deepseek-r1-qwen": "qwen2"}
 
 
-def pre_tokenizer_for(name: str) -> PreTokenizer | None:
+def pre_tokenizer_for(name: object) -> PreTokenizer | None:
     """The pre-tokenizer that a GGUF file names, or None for one that is not known here."""
-    return _KNOWN.get(_ALIASES.get(name, name))
+    return _KNOWN.get(_ALIASES.get(name, name)) if isinstance(name, str) else None
 
 
 def pre_tokenizer_name(pre_tokenizer: Any) -> str | None:
     """The name under which GGUF files know what a ``tokenizer.json`` states, or None if they know none."""
-    wanted = _without_offsets(pre_tokenizer)
-    return next((name for name, known in _KNOWN.items() if _without_offsets(known.pre_tokenizer) == wanted), None)
+    wanted = without_offsets(pre_tokenizer)
+    return next((name for name, known in _KNOWN.items() if without_offsets(known.pre_tokenizer) == wanted), None)
 
 
-def _without_offsets(content: Any) -> Any:
+def without_offsets(content: Any) -> Any:
     """``content`` without ``trim_offsets``, which changes where tokens are said to lie but not the tokens."""
     if isinstance(content, dict):
-        return {key: _without_offsets(value) for key, value in content.items() if key != "trim_offsets"}
-    return [_without_offsets(item) for item in content] if isinstance(content, list) else content
+        return {key: without_offsets(value) for key, value in content.items() if key != "trim_offsets"}
+    return [without_offsets(item) for item in content] if isinstance(content, list) else content

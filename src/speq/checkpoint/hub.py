@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 from pathlib import Path
 from typing import Any
 
-from speq.checkpoint.huggingface import CARRIED
+from speq.checkpoint.digests import recall, remember, stamp
+from speq.checkpoint.huggingface import CARRIED, WEIGHTS_INDEX
 from speq.checkpoint.storage import Progress, writing_to
 from speq.checkpoint.watch import directory_bytes, watching
 from speq.checkpoint.wheels import file_sha256
 from speq.errors import SpeqError
 
 _CONNECT_SECONDS = 5.0
-_INDEX = "model.safetensors.index.json"
 
 
 def fetch_snapshot(repo: str, progress: Progress | None) -> Path:
@@ -58,10 +59,20 @@ def fetch_snapshot(repo: str, progress: Progress | None) -> Path:
         progress(repo, total, total)
     for name in names:
         expected = getattr(siblings[name].lfs, "sha256", None)
-        if expected and file_sha256(path / name) != expected:
+        if expected and _sha256_once(path / name) != expected:
             (path / name).resolve().unlink()
             raise SpeqError(f"{repo}: {name} does not have the sha256 that the hub states; pull it again")
     return path
+
+
+def _sha256_once(path: Path) -> str:
+    """The sha256 of a file, remembered as long as nobody touches it."""
+    seen, what = stamp(path), "sha256"
+    found = recall(path, what)
+    if found is None:
+        found = file_sha256(path)
+        remember(path, what, found, seen)
+    return found
 
 
 def _wanted(repo: str, names: list[str]) -> list[str]:
@@ -72,7 +83,8 @@ def _wanted(repo: str, names: list[str]) -> list[str]:
         ggufs = [name for name in names if name.endswith(".gguf")]
         hint = f"; download one of its GGUF files ({ggufs[0]}) and give its path" if ggufs else ""
         raise SpeqError(f"{repo} on the hub has no config.json and safetensors weights{hint}")
-    return ["config.json", *(name for name in (*CARRIED, _INDEX) if name in names), *weights]
+    wanted = (*CARRIED, WEIGHTS_INDEX)
+    return ["config.json", *(name for pattern in wanted for name in fnmatch.filter(names, pattern)), *weights]
 
 
 def _cached_snapshot(repo: str) -> Path | None:
@@ -80,11 +92,11 @@ def _cached_snapshot(repo: str) -> Path | None:
     import huggingface_hub
 
     try:
-        patterns = ["config.json", *CARRIED, _INDEX, "model*.safetensors"]
+        patterns = ["config.json", *CARRIED, WEIGHTS_INDEX, "model*.safetensors"]
         path = Path(huggingface_hub.snapshot_download(repo, allow_patterns=patterns, local_files_only=True))
     except Exception:  # not there, in whatever words
         return None
-    has_weights = (path / "model.safetensors").exists() or (path / _INDEX).exists()
+    has_weights = (path / "model.safetensors").exists() or (path / WEIGHTS_INDEX).exists()
     return path if (path / "config.json").exists() and has_weights else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -13,6 +14,7 @@ from speq.bits.spec import Dtype, Format
 from speq.checkpoint.converted import read_manifest
 from speq.checkpoint.layout import FORMAT_VERSION, WEIGHTS, Record
 from speq.checkpoint.rounding import STORED
+from speq.checkpoint.source import Source
 from speq.errors import SpeqError
 
 
@@ -71,10 +73,26 @@ def job_of(source_identity: str, options: Options) -> dict[str, Any]:
     }
 
 
+def origin_of(source: Source) -> dict[str, Any]:
+    """What the manifest says of where the weights came from."""
+    return {
+        "name": source.name,
+        "file": Path(os.path.abspath(source.path)).name,
+        "bytes": sum(file.stat().st_size for file in source.weight_files),
+    }
+
+
 def manifest_of(
-    origin: dict[str, Any], options: Options, job: dict[str, Any], records: list[Record], notes: list[str]
+    origin: dict[str, Any],
+    options: Options,
+    job: dict[str, Any],
+    records: list[Record],
+    notes: list[str],
+    originals: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """The manifest of a converted checkpoint; ``origin`` is the source's ``name``, ``file`` and ``bytes``."""
+    """The manifest of a converted checkpoint; ``origin`` is the source's ``name``, ``file`` and ``bytes``, and
+    ``originals`` has the names that tensors had there, where they are others.
+    """
     return {
         "format_version": FORMAT_VERSION,
         "source": origin | asdict(options),
@@ -82,7 +100,7 @@ def manifest_of(
         "notes": notes,
         "specs": [spec.to_dict() for spec in options.specs()],
         "tensors": [record.to_dict() for record in records],
-    }
+    } | ({"originals": originals} if originals else {})
 
 
 def report_of(dst: Path) -> ConvertReport:

@@ -18,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from speq.bits import SplitTensor
+from speq.checkpoint.safetensors import ITEM_BYTES
 
 FORMAT_VERSION = 1
 MANIFEST = "speq.json"
@@ -56,9 +57,23 @@ class Record:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Record:
-        """The record of a JSON form; KeyError or TypeError when it is not one."""
+        """The record of a JSON form; KeyError, TypeError or ValueError when it is not one."""
         known = {key: value for key, value in data.items() if key != "kind"}
-        return Record(**known | {"shape": tuple(data["shape"])})
+        record = Record(**known | {"shape": tuple(data["shape"])})
+        counts = (*record.shape, record.bytes, record.not_finite, record.escapes)
+        if not (
+            isinstance(record.name, str)
+            and all(_is_whole(count) and count >= 0 for count in counts)
+            and record.dtype in ITEM_BYTES
+            and (record.spec is None or _is_whole(record.spec))
+            and all(isinstance(text, str) for pair in record.checksums.items() for text in pair)
+        ):
+            raise ValueError(data)
+        return record
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def as_bytes(array: NDArray[Any]) -> memoryview:

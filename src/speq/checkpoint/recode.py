@@ -17,12 +17,19 @@ from numpy.typing import NDArray
 from speq.bits import Feedback, Spec, SplitTensor, decode, encode, feedback_of
 from speq.bits.spec import Format
 from speq.checkpoint.converted import Converted
+from speq.checkpoint.kept import Kept, Pace, in_ranges
 from speq.checkpoint.layout import WEIGHTS, Record, stored_planes
 from speq.checkpoint.safetensors import SafetensorsFile
+from speq.checkpoint.split import rows_at_once
 from speq.checkpoint.storage import Progress
 from speq.checkpoint.writer import WeightsWriter
 
 Moments = NDArray[np.float32]
+
+_CHUNK_WEIGHTS = 1 << 20  # for each thread: a fraction of a second
+_UNUSABLE = "matrices with unusable activations"
+_REFUSED = "the draft is not calibrated: "
+_DRAFTS = "the drafts of "
 
 
 class Calibration(Protocol):
@@ -35,8 +42,12 @@ class Calibration(Protocol):
     def refusal(self, model: Converted) -> str | None:
         """Why a model cannot be calibrated, or None."""
 
-    def moments(self, model: Converted, threads: int) -> Iterator[Mapping[str, Moments]]:
-        """Second moments of the inputs of matrices by name, float32 ``[blocks, columns, columns]``, some at a time."""
+    def moments(self, model: Converted, threads: int, kept: Kept | None = None) -> Iterator[Mapping[str, Moments]]:
+        """Second moments of the inputs of matrices by name, float32 ``[blocks, columns, columns]``, some at a time.
+
+        What is needed to go on from there is kept in ``kept``. Then only moments that have not been made use of are
+        sure to come: those of one step are made use of when the next are asked for.
+        """
 
 
 def identity_for(calibration: Calibration | None, format: Format) -> str | None:
@@ -45,14 +56,19 @@ def identity_for(calibration: Calibration | None, format: Format) -> str | None:
 
 
 def recode(
-    model: Converted, calibration: Calibration, writer: WeightsWriter, progress: Progress | None, threads: int
+    model: Converted,
+    calibration: Calibration,
+    writer: WeightsWriter,
+    kept: Kept,
+    progress: Progress | None,
+    threads: int,
 ) -> list[str]:
     """Write every tensor of ``model``, the matrices with calibrated codes; returns what there is to note."""
     weights = {record.name: prod(record.shape) for record in model.records}
     total = sum(weights.values())
     records = {record.name: record for record in model.records}
     file = SafetensorsFile(model.path / WEIGHTS)
-    unusable = 0
+    unusable = {str(arrays["name"]) for _, _, arrays in kept.ranges(_UNUSABLE)}
 
     def report() -> None:
         if progress is not None:
@@ -60,48 +76,90 @@ def recode(
 
     report()
     refusal = calibration.refusal(model)
-    for segment in calibration.moments(model, threads) if refusal is None else ():
-        shared: dict[int, Feedback | None] = {}
+    for segment in calibration.moments(model, threads, kept) if refusal is None else ():
+        first_of: dict[int, str] = {}
+        feedback_by: dict[int, Feedback | None] = {}
         for name, moments in segment.items():
-            if name in writer.records:
+            key = id(moments)
+            step = f"feedback of {first_of.setdefault(key, name)}"
+            if name in writer.records or name in unusable:
                 continue
-            if id(moments) not in shared:
-                shared[id(moments)] = _feedback(moments)
-            feedback = shared[id(moments)]
+            if key not in feedback_by:
+                feedback_by[key] = _feedback(moments, step, kept)
+            feedback = feedback_by[key]
             if feedback is None:
-                unusable += 1
+                kept.keep(_UNUSABLE, len(unusable), len(unusable) + 1, {"name": np.array(name)})
+                unusable.add(name)
                 continue
-            tensor = calibrated(model.split[name], moments, feedback, threads)
+            tensor = calibrated(model.split[name], moments, feedback, threads, kept=kept, step=f"codes of {name}")
             writer.add(replace(records[name], escapes=tensor.escapes), stored_planes(name, tensor))
+            kept.drop(f"codes of {name}")
             report()
+        for name in first_of.values():
+            kept.drop(f"feedback of {name}")
     for name, record in records.items():
         if name not in writer.records:
             writer.add(record, _as_stored(file, record))
             report()
-    notes = [f"the draft is not calibrated: {refusal}"] if refusal else []
+    notes = [_REFUSED + refusal] if refusal else []
     if unusable:
-        notes.append(f"the drafts of {unusable} matrices are not calibrated: their activations are not finite")
+        notes.append(_DRAFTS + f"{len(unusable)} matrices are not calibrated: their activations are not finite")
     return notes
 
 
-def _feedback(moments: Moments) -> Feedback | None:
+def calibration_notes(notes: list[str]) -> list[str]:
+    """Those of a converted checkpoint's notes that :func:`recode` made."""
+    return [note for note in notes if note.startswith((_REFUSED, _DRAFTS))]
+
+
+def was_refused(notes: list[str]) -> bool:
+    """Whether these notes say that a checkpoint could not be calibrated."""
+    return any(note.startswith(_REFUSED) for note in notes)
+
+
+def _feedback(moments: Moments, step: str, kept: Kept) -> Feedback | None:
     """None for activations that have no finite moments."""
+    for _, _, arrays in kept.ranges(step):
+        return Feedback(**arrays)
+    pace = Pace()
     if not np.isfinite(moments).all():
         return None
     try:
         feedback = feedback_of(moments)
     except np.linalg.LinAlgError:
         return None
-    return feedback if np.isfinite(feedback.influence).all() and np.isfinite(feedback.coupling).all() else None
+    if not (np.isfinite(feedback.influence).all() and np.isfinite(feedback.coupling).all()):
+        return None
+    if pace.due():
+        kept.keep(step, 0, 1, {"influence": feedback.influence, "coupling": feedback.coupling})
+    return feedback
 
 
 def calibrated(
-    tensor: SplitTensor, moments: Moments, feedback: Feedback, threads: int, spec: Spec | None = None
+    tensor: SplitTensor,
+    moments: Moments,
+    feedback: Feedback,
+    threads: int,
+    spec: Spec | None = None,
+    *,
+    kept: Kept | None = None,
+    step: str = "",
 ) -> SplitTensor:
-    """The same weights with codes for these activations, in the tensor's own format or in ``spec``."""
+    """The same weights with codes for these activations, in the tensor's own format or in ``spec``.
+
+    With ``kept`` the codes of finished rows are kept there under the name ``step``.
+    """
     importance = np.einsum("bii->bi", moments).reshape(-1)[: tensor.shape[1]]
-    bits = decode(tensor, threads=threads)
-    return encode(bits, spec or tensor.spec, column_weights=importance, feedback=feedback, threads=threads)
+
+    def work(start: int, stop: int) -> dict[str, NDArray[Any]]:
+        bits = decode(tensor.rows(start, stop), threads=threads)
+        return encode(bits, spec or tensor.spec, column_weights=importance, feedback=feedback, threads=threads).planes()
+
+    rows, columns = tensor.shape
+    if kept is None:
+        return SplitTensor.of_rows(spec or tensor.spec, tensor.shape, [work(0, rows)])
+    parts = in_ranges(kept, step, rows, rows_at_once(columns, _CHUNK_WEIGHTS, threads), work)
+    return SplitTensor.of_rows(spec or tensor.spec, tensor.shape, parts)
 
 
 def _as_stored(file: SafetensorsFile, record: Record) -> dict[str, tuple[str, NDArray[Any]]]:

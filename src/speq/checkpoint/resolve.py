@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from speq.bits.spec import Dtype, Format
+from speq.checkpoint.build import clear_vanished, finish_left
 from speq.checkpoint.catalogue import find_entry
 from speq.checkpoint.convert import convert
 from speq.checkpoint.converted import is_converted, read_manifest
 from speq.checkpoint.job import Options, job_of
+from speq.checkpoint.layout import MANIFEST
 from speq.checkpoint.pull import pull, pull_record
 from speq.checkpoint.recode import Calibration, identity_for
 from speq.checkpoint.rounding import DTYPES
-from speq.checkpoint.source import identity
-from speq.checkpoint.storage import Progress, cache_dir
+from speq.checkpoint.source import Check, identity
+from speq.checkpoint.storage import Progress, cache_dir, expanded
 from speq.errors import SpeqError
 
 
@@ -31,7 +33,7 @@ def resolve(
     dither: int | None = None,
     calibration: Calibration | None = None,
     threads: int | None = None,
-    check: Callable[[dict[str, Any]], object] | None = None,
+    check: Check | None = None,
 ) -> Path:
     """The converted checkpoint of a model.
 
@@ -42,12 +44,14 @@ def resolve(
             given.
         calibration: for a conversion; what is converted already is taken as it is.
         threads: for the conversion; None for all cores.
-        check: called with the config before a conversion, to refuse a model by raising.
+        check: called with the source before a conversion, to refuse it by raising; what it returns is converted.
 
     Raises:
         SpeqError: nothing of that name, or what fetching or converting it says.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
+    if path.is_dir():
+        finish_left(Path(os.path.realpath(path)))
     if path.is_dir() and is_converted(path):
         _check_options(path, format=format, group_size=group_size, dtype=dtype, dither=dither)
         return path
@@ -58,8 +62,10 @@ def resolve(
         if found is not None:
             return found
     source = locate(name, progress)
-    dst = _cached(name, identity(source), options)
+    known = identity(source, progress)
+    dst = _cached(name, known, options)
     if not is_converted(dst):
+        conversions = dst.parent
         convert(
             source,
             dst,
@@ -71,7 +77,9 @@ def resolve(
             progress=progress,
             threads=threads,
             check=check,
+            relatives=sorted(path.parent for path in conversions.glob(f"*/{MANIFEST}")),
         )
+        clear_vanished(conversions, source, known)
     return dst
 
 
@@ -81,28 +89,37 @@ def locate(name: str, progress: Progress | None = None) -> Path:
     Raises:
         SpeqError: nothing of that name.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = expanded(name)
+    if path.is_dir() or path.is_file():
         return path
+    if path.exists():
+        raise SpeqError(f"{name} is neither a directory nor a file: give the model's")
     if path.suffix in (".gguf", ".safetensors") or path.is_absolute() or name.startswith("."):
         raise SpeqError(f"{name} does not exist")
     return pull(name, progress)
 
 
 def _converted_earlier(name: str, options: Options) -> Path | None:
-    """The conversion of a pulled model, whether or not what was pulled is still there."""
+    """The conversion of a pulled model that has been deleted since."""
     record = pull_record(name)
-    if record is None:
+    if record is None or Path(record["path"]).exists():
         return None
     dst = _cached(name, record["identity"], options)
     return dst if is_converted(dst) else None
 
 
 def _cached(name: str, source_identity: str, options: Options) -> Path:
-    entry = find_entry(name)
-    stem = re.sub(r"[^\w.-]+", "-", entry.name if entry else Path(name).expanduser().absolute().name)
+    """Where the conversion of a source is or will be. What it is called is for the reader: the key tells it apart, so
+    that copies of a source share it.
+    """
+    conversions = cache_dir() / "converted"
     key = sha256(repr(job_of(source_identity, options)).encode()).hexdigest()[:12]
-    return cache_dir() / "converted" / f"{stem}-{key}"
+    found = sorted(path for path in conversions.glob(f"*-{key}") if is_converted(path))
+    if found:
+        return found[0]
+    entry = find_entry(name)
+    stem = re.sub(r"[^\w.-]+", "-", entry.name if entry else Path(os.path.abspath(expanded(name))).name)
+    return conversions / f"{stem.lstrip('.')[:100]}-{key}"
 
 
 def _check_options(path: Path, **asked: Any) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from speq.bits import decode
-from speq.checkpoint.converted import CONVERT_AGAIN, read_manifest, split_tensor
-from speq.checkpoint.layout import MANIFEST, WEIGHTS, as_bytes, checksum
+from speq.bits import Spec, decode
+from speq.checkpoint.build import empty, hidden, is_empty, place, put, remove_new
+from speq.checkpoint.converted import CONVERT_AGAIN, original_names, read_manifest, split_tensor, whole_tensor
+from speq.checkpoint.layout import MANIFEST, WEIGHTS, Record, as_bytes, checksum
 from speq.checkpoint.safetensors import ITEM_BYTES, SafetensorsFile, write_header
-from speq.checkpoint.storage import Progress, check_space, make_dir, writing_to
+from speq.checkpoint.storage import Progress, check_space, exclusive, writing_to
 from speq.errors import SpeqError
 
 
@@ -30,40 +31,53 @@ def restore(model_dir: Path, dst: Path, progress: Progress | None = None) -> Pat
     Raises:
         SpeqError: not a converted checkpoint, a corrupted tensor, ``dst`` exists, no space.
     """
-    _, records, specs = read_manifest(model_dir)
+    manifest, records, specs = read_manifest(model_dir)
     file = SafetensorsFile(model_dir / WEIGHTS)
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise SpeqError(f"{dst} exists; choose another name or delete it")
-    partial = dst.absolute().with_name(f".{dst.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    make_dir(partial)
-    total = sum(prod(record.shape) * ITEM_BYTES[record.dtype] for record in records)
+    originals = original_names(manifest, records)
+    target = place(dst)
+    if target.exists() and not is_empty(target):
+        raise SpeqError(f"{dst} exists; choose another name, or an empty directory")
+    partial = hidden(target)
+    new_parents = [path for path in target.parents if not path.exists()]
     try:
-        check_space(partial, total, "restoring")
-        with writing_to(dst.parent):
-            with (partial / "model.safetensors").open("wb") as out:
-                write_header(out, {record.name: (record.dtype, record.shape) for record in records})
-                done = 0
-                for record in records:
-                    for name, expected in record.checksums.items():
-                        if checksum(file.array(name)) != expected:
-                            raise SpeqError(f"{file.path}: tensor {record.name} is corrupted; {CONVERT_AGAIN}")
-                    if record.spec is None:
-                        array = file.array(record.name)
-                    else:
-                        array = decode(split_tensor(file, record, specs[record.spec]))
-                    out.write(as_bytes(np.ascontiguousarray(array)))
-                    done += array.nbytes
-                    if progress is not None:
-                        progress("restoring", done, total)
-            for item in model_dir.iterdir():
-                if item.is_file() and item.name not in (MANIFEST, WEIGHTS):
-                    shutil.copyfile(item, partial / item.name)
-            if dst.exists():
-                dst.rmdir()
-            partial.rename(dst)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        with writing_to(target.parent), exclusive(partial):
+            try:
+                _write(model_dir, file, records, originals, specs, partial, progress)
+                put(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        remove_new(new_parents)
     return dst
+
+
+def _write(
+    model_dir: Path,
+    file: SafetensorsFile,
+    records: list[Record],
+    originals: dict[str, list[str]],
+    specs: list[Spec],
+    directory: Path,
+    progress: Progress | None,
+) -> None:
+    empty(directory)
+    total = sum(prod(record.shape) * ITEM_BYTES[record.dtype] * len(originals[record.name]) for record in records)
+    check_space(directory, total, "restoring")
+    with (directory / "model.safetensors").open("wb") as out:
+        shapes = {record.name: (record.dtype, record.shape) for record in records}
+        write_header(out, {name: shapes[key] for key, names in originals.items() for name in names})
+        done = 0
+        for record in records:
+            for name, expected in record.checksums.items():
+                if checksum(file.array(name)) != expected:
+                    raise SpeqError(f"{file.path}: tensor {record.name} is corrupted; {CONVERT_AGAIN}")
+            if record.spec is None:
+                array = whole_tensor(file, record)
+            else:
+                array = decode(split_tensor(file, record, specs[record.spec]))
+            for _ in originals[record.name]:
+                out.write(as_bytes(np.ascontiguousarray(array)))
+                done += array.nbytes
+            if progress is not None:
+                progress("restoring", done, total)
+    shutil.copytree(model_dir, directory, ignore=shutil.ignore_patterns(MANIFEST, WEIGHTS), dirs_exist_ok=True)

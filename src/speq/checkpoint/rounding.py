@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from speq.bits import from_float32, to_float32
 from speq.bits.spec import Dtype
 from speq.checkpoint.source import SIXTEEN_BIT, Source, TensorInfo
 from speq.errors import SpeqError
+from speq.processors import map_in_threads
 
 DTYPES: dict[str, Dtype] = {"F16": "fp16", "BF16": "bf16"}
 STORED = {"fp16": "F16", "bf16": "BF16"}
@@ -42,23 +42,23 @@ def target_dtype(info: TensorInfo, infos: list[TensorInfo], asked: Dtype | None)
     return "fp16" if sizes["F16"] > sizes["BF16"] else "bf16"
 
 
-def read_matrix(source: Source, info: TensorInfo, dtype: Dtype, threads: int) -> Matrix:
-    """Read a matrix as 16-bit patterns; weights that are 16-bit floats of that type already come as they are, without
-    a copy.
+def read_matrix(source: Source, info: TensorInfo, dtype: Dtype, threads: int, start: int, stop: int) -> Matrix:
+    """Read rows of a matrix as 16-bit patterns; weights that are 16-bit floats of that type already come as they are,
+    without a copy.
 
     Raises:
         SpeqError: a finite weight is beyond the range of ``dtype``.
     """
-    rows, columns = info.shape
+    rows, columns = stop - start, info.shape[1]
     if DTYPES.get(info.dtype) == dtype:
-        bits: NDArray[np.uint16] = source.read(info.name)
+        bits: NDArray[np.uint16] = source.read(info.name, start, stop)
         return Matrix(
             bits, dtype, sum(count_not_finite(bits[part], STORED[dtype]) for part in _row_ranges(rows, columns))
         )
     bits = np.empty((rows, columns), np.uint16)
 
     def convert(part: slice) -> int:
-        values = source.read(info.name, part.start, part.stop)
+        values = source.read(info.name, start + part.start, start + part.stop)
         values = (
             to_float32(values, DTYPES[info.dtype]) if info.dtype in DTYPES else values.astype(np.float32, copy=False)
         )
@@ -68,8 +68,7 @@ def read_matrix(source: Source, info: TensorInfo, dtype: Dtype, threads: int) ->
             raise SpeqError(f"tensor {info.name} has weights beyond the range of {dtype}; convert with --dtype bf16")
         return found
 
-    with ThreadPoolExecutor(threads) as pool:
-        return Matrix(bits, dtype, sum(pool.map(convert, _row_ranges(rows, columns))))
+    return Matrix(bits, dtype, sum(map_in_threads(convert, _row_ranges(rows, columns), threads)))
 
 
 def rounding_notes(source: Source, dtype_of: dict[str, Dtype]) -> list[str]:

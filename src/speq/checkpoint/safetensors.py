@@ -18,10 +18,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from speq.checkpoint.foreign import describe_file
 from speq.errors import SpeqError
 
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 100_000_000  # the official library's own limit
+_MOST_DIMENSIONS = 32  # of a NumPy array in every release
+_MOST_BYTES = 2**63 - 1
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
@@ -68,9 +71,9 @@ class SafetensorsFile:
         header_bytes = int.from_bytes(self._map[:8], "little")
         if header_bytes > MAX_HEADER_BYTES or 8 + header_bytes > size:
             raise _damaged(path, f"its header claims {header_bytes} bytes, the file has {size}")
-        self._data_start = 8 + header_bytes
-        self.entries, self.metadata = _parse_header(path, self._map[8 : self._data_start])
-        _check_layout(path, self.entries, size - self._data_start)
+        self.data_start = 8 + header_bytes
+        self.entries, self.metadata = _parse_header(path, self._map[8 : self.data_start])
+        _check_layout(path, self.entries, size - self.data_start)
 
     def array(self, name: str) -> NDArray[Any]:
         """A tensor as a read-only view of the mapping: F16 and BF16 as uint16 bits, F8 as uint8, others as they are."""
@@ -78,12 +81,14 @@ class SafetensorsFile:
         if entry is None:
             raise SpeqError(f"{self.path} has no tensor {name}; copy or download it again")
         data = np.frombuffer(
-            self._map, dtype=_VIEWS[entry.dtype], count=prod(entry.shape), offset=self._data_start + entry.begin
+            self._map, dtype=_VIEWS[entry.dtype], count=prod(entry.shape), offset=self.data_start + entry.begin
         )
         return data.reshape(entry.shape)
 
 
 def _damaged(path: Path, why: str) -> SpeqError:
+    if what := describe_file(path, "safetensors"):
+        return SpeqError(f"{path} {what}")
     return SpeqError(f"{path} is truncated or not a safetensors file ({why}); copy or download it again")
 
 
@@ -93,13 +98,19 @@ def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, Entry], dict[str, s
         metadata = dict(header.pop("__metadata__", None) or {})
         entries = {
             str(name): Entry(
-                str(item["dtype"]), tuple(int(n) for n in item["shape"]), *(int(n) for n in item["data_offsets"])
+                str(item["dtype"]), tuple(_whole(n) for n in item["shape"]), *(_whole(n) for n in item["data_offsets"])
             )
             for name, item in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(path, "its header is not valid") from None
     return entries, metadata
+
+
+def _whole(number: object) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ValueError(number)
+    return number
 
 
 def _check_layout(path: Path, entries: dict[str, Entry], data_bytes: int) -> None:
@@ -107,7 +118,13 @@ def _check_layout(path: Path, entries: dict[str, Entry], data_bytes: int) -> Non
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.dtype not in ITEM_BYTES:
             raise SpeqError(f"{path}: tensor {name} has the unknown type {entry.dtype}; known: {', '.join(ITEM_BYTES)}")
-        if min(entry.shape, default=0) < 0 or prod(entry.shape) * ITEM_BYTES[entry.dtype] != entry.end - entry.begin:
+        item = ITEM_BYTES[entry.dtype]
+        if (
+            len(entry.shape) > _MOST_DIMENSIONS
+            or min(entry.shape, default=0) < 0
+            or prod(max(n, 1) for n in entry.shape) * item > _MOST_BYTES  # NumPy's limit, for an empty array as well
+            or prod(entry.shape) * item != entry.end - entry.begin
+        ):
             raise _damaged(path, f"tensor {name} does not fit its shape")
         if entry.begin != end:
             raise _damaged(path, f"tensor {name} is not where the one before it ends")

@@ -16,15 +16,32 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """``progress(label, done, total)``, called often; counts are bytes for files and weights for conversions."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # file systems that have none
+
+
+class StorageError(SpeqError):
+    """The place to write to is at fault: full, not writable, or in use. What was done so far can be gone on with."""
 
 
 def cache_dir() -> Path:
-    """Where pulled and converted models live: ``SPEQ_CACHE``, or the platform's cache directory for speq."""
+    """Where pulled and converted models live: ``SPEQ_CACHE``, or the platform's cache directory for speq.
+
+    Raises:
+        SpeqError: neither is known.
+    """
     if chosen := os.environ.get("SPEQ_CACHE"):
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("speq", appauthor=False))
+    path = Path(platformdirs.user_cache_dir("speq", appauthor=False))
+    if not path.is_absolute():  # there is no home directory that it could lie in
+        raise SpeqError("there is no home directory for the cache: set SPEQ_CACHE to a directory, or HOME")
+    return path
+
+
+def expanded(name: str) -> Path:
+    """The path of that name, with ``~`` for the home directory where there is one."""
+    return Path(os.path.expanduser(name))
 
 
 def make_dir(path: Path) -> Path:
@@ -37,9 +54,18 @@ def make_dir(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _not_writable(path, error) from None
-    if not os.access(path, os.W_OK):
-        raise _not_writable(path, PermissionError(errno.EACCES, "permission denied"))
+    check_writable(path)
     return path
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a directory in which nothing can be created.
+
+    Raises:
+        SpeqError: no permission, or a read-only file system.
+    """
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise _not_writable(path, PermissionError(errno.EACCES, "permission denied"))
 
 
 @contextmanager
@@ -49,12 +75,12 @@ def writing_to(path: Path, when_full: str = "free some and run again") -> Iterat
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise SpeqError(f"no space left on the disk of {path}; {when_full}") from None
+            raise StorageError(f"no space left on the disk of {path}; {when_full}") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise _not_writable(path, error) from None
         if error.errno is None:  # not the system's: libraries derive their own errors from OSError
             raise
-        raise SpeqError(f"cannot write {path}: {error.strerror}") from None
+        raise StorageError(f"cannot write {path}: {error.strerror}") from None
 
 
 def check_space(path: Path, needed: int, purpose: str) -> None:
@@ -66,33 +92,72 @@ def check_space(path: Path, needed: int, purpose: str) -> None:
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise SpeqError(f"{purpose} needs {needed / 1e6:,.0f} MB in {existing}, {free / 1e6:,.0f} MB are free")
+        raise StorageError(f"{purpose} needs {needed / 1e6:,.0f} MB in {existing}, {free / 1e6:,.0f} MB are free")
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``, so that two processes do not write the same thing.
+def exclusive(directory: Path) -> Iterator[None]:
+    """Create a directory and hold the lock on it, so that two processes do not write the same thing.
+
+    The directory itself is what is locked: the lock ends with the process, and there is no file to be left behind.
 
     Raises:
-        SpeqError: another process holds it.
+        SpeqError: another process holds it, or the directory cannot be created or written to.
     """
     try:
         import fcntl
     except ImportError:  # no such locks on this platform: two processes at once are then the user's to avoid
+        make_dir(directory)
         yield
         return
-    with writing_to(path):
-        file = path.open("w")
-    with file:
+    while True:
+        make_dir(directory)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SpeqError(f"another speq process is writing to {path.parent}; wait for it to end") from None
-        yield
+            handle = os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:  # who had it has just renamed it
+            continue
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(f"another speq process is writing to {directory}; wait for it to end") from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            if not _is_open_as(handle, directory):
+                continue
+            yield
+            return
+        finally:
+            os.close(handle)
 
 
-def _not_writable(path: Path, error: OSError) -> SpeqError:
-    return SpeqError(
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that whoever reads it finds all of the old or all of the new content.
+
+    Raises:
+        OSError: as files do; nothing is left behind then.
+    """
+    new = path.with_name(f".{path.name[:200]}.{os.getpid()}.new")
+    try:
+        with new.open("wb") as file:
+            file.write(content)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def _is_open_as(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _not_writable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
         f"cannot write to {path} ({(error.strerror or str(error)).lower()}); choose another place, or for the cache "
         "set SPEQ_CACHE to a writable directory"
     )

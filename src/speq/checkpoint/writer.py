@@ -2,13 +2,15 @@
 most.
 
 The container's header stands before the data but is known only afterwards (escape lists have any length), so room for
-it is left in front. A journal keeps one line for each finished tensor; opened again, the writer checks the finished
-tensors against their checksums, cuts off whatever follows them and goes on.
+it is left in front. A journal keeps one line for each finished tensor; opened again, the writer cuts off whatever
+follows them and goes on. From time to time the data is brought to the disk and the journal says so. What was written
+after that is checked against its checksums first: little, so that a process that is killed soon gets beyond it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from numpy.typing import NDArray
 
 from speq.checkpoint.layout import WEIGHTS, Record, as_bytes, checksum
 from speq.checkpoint.safetensors import ALIGNMENT, Entry, encode_header
+from speq.checkpoint.storage import replace_file
 
-_JOB, _JOURNAL = "job.json", "journal.jsonl"
+JOB, JOURNAL = "job.json", "journal.jsonl"
 _ENTRY_BYTES = 150  # more than one array's line in the header takes, without its name
 _ARRAYS_PER_TENSOR = 8
+_SYNC_BYTES = 1 << 26
 
 
 class WeightsWriter:
@@ -32,9 +36,14 @@ class WeightsWriter:
         job: what is being converted and how, JSON-able; work of another job is thrown away.
         names: names of all tensors to come.
 
+    Attributes:
+        own_files: names of the files that it needs while the work goes on.
+
     Raises:
         OSError: as files do.
     """
+
+    own_files = (JOB, JOURNAL)
 
     def __init__(self, directory: Path, job: dict[str, Any], names: list[str]) -> None:
         self.directory = directory
@@ -42,17 +51,17 @@ class WeightsWriter:
         self._entries: dict[str, Entry] = {}
         header = sum(_ARRAYS_PER_TENSOR * (_ENTRY_BYTES + len(json.dumps(name))) for name in names) + 2 * ALIGNMENT
         self._data_start = -(-header // ALIGNMENT) * ALIGNMENT
-        self._end = 0
-        if _read_json(directory / _JOB) == job and (directory / WEIGHTS).exists():
+        self._end = self._synced = 0
+        if _read_json(directory / JOB) == job and (directory / WEIGHTS).exists():
             self._resume()
         else:
-            for name in (_JOURNAL, WEIGHTS):
+            for name in (JOURNAL, WEIGHTS):
                 (directory / name).unlink(missing_ok=True)
-            (directory / _JOB).write_text(json.dumps(job))
+            replace_file(directory / JOB, json.dumps(job).encode())
         self._file = (directory / WEIGHTS).open("r+b" if self.records else "w+b")
         self._file.truncate(self._data_start + self._end)
         self._file.seek(self._data_start + self._end)
-        self._journal = (directory / _JOURNAL).open("a")
+        self._journal = (directory / JOURNAL).open("a")
 
     def add(self, record: Record, arrays: dict[str, tuple[str, NDArray[Any]]]) -> None:
         """Append a tensor: ``arrays`` are its stored arrays by their names in the container, each with its
@@ -83,17 +92,17 @@ class WeightsWriter:
         line = {"record": record.to_dict(), "entries": {key: asdict(value) for key, value in entries.items()}}
         self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
+        if self._end - self._synced >= _SYNC_BYTES:
+            os.fsync(self._file.fileno())
+            self._synced = self._end
+            self._journal.write(json.dumps({"synced": self._end}) + "\n")
+            self._journal.flush()
 
     def finish(self) -> None:
         """Write the header, which makes the container readable."""
         self._file.seek(0)
         self._file.write(encode_header(self._entries, {"format": "speq"}, total_bytes=self._data_start))
         self.close()
-
-    def forget(self) -> None:
-        """Leave only the container behind: there is nothing to continue any more."""
-        for name in (_JOURNAL, _JOB):
-            (self.directory / name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the files; what is finished can be continued later."""
@@ -102,30 +111,56 @@ class WeightsWriter:
 
     def _resume(self) -> None:
         """Take over the finished tensors whose bytes are as they were written."""
-        if not (self.directory / _JOURNAL).exists() or not (self.directory / WEIGHTS).stat().st_size:
+        if not (self.directory / JOURNAL).exists() or not (self.directory / WEIGHTS).stat().st_size:
             return
-        data = np.memmap(self.directory / WEIGHTS, dtype=np.uint8, mode="r")
-        lines: list[str] = []
-        for line in (self.directory / _JOURNAL).read_text().splitlines():
+        data = np.memmap(self.directory / WEIGHTS, dtype=np.uint8, mode="r")[self._data_start :]
+        text = (self.directory / JOURNAL).read_bytes()
+        lines: list[bytes] = []
+        contents = _parsed(text)
+        synced = max((content["synced"] for _, content in contents if "synced" in content), default=0)
+        for line, content in contents:
+            if "synced" in content:
+                self._synced = content["synced"]
+                lines.append(line)
+                continue
             try:
-                content = json.loads(line)
                 record = Record.from_dict(content["record"])
                 entries = {
                     name: Entry(e["dtype"], tuple(e["shape"]), e["begin"], e["end"])
                     for name, e in content["entries"].items()
                 }
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 break
-            if not all(
-                checksum(data[self._data_start + entries[name].begin : self._data_start + entries[name].end]) == value
-                for name, value in record.checksums.items()
-            ):
+            end = max((entry.end for entry in entries.values()), default=self._end)
+            if end > len(data) or (end > synced and not _is_whole(data, record, entries)):
                 break
             lines.append(line)
             self.records[record.name] = record
             self._entries |= entries
-            self._end = max(entry.end for entry in entries.values())
-        (self.directory / _JOURNAL).write_text("".join(line + "\n" for line in lines))
+            self._end = end
+        good = b"".join(line + b"\n" for line in lines)
+        if good != text:
+            replace_file(self.directory / JOURNAL, good)
+
+
+def _parsed(journal: bytes) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines of a journal, each with its content, up to one that is cut off."""
+    contents: list[tuple[bytes, dict[str, Any]]] = []
+    for line in journal.splitlines():
+        try:
+            content = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(content, dict):
+            break
+        contents.append((line, content))
+    return contents
+
+
+def _is_whole(data: NDArray[np.uint8], record: Record, entries: dict[str, Entry]) -> bool:
+    return all(
+        checksum(data[entries[name].begin : entries[name].end]) == value for name, value in record.checksums.items()
+    )
 
 
 def _read_json(path: Path) -> Any:

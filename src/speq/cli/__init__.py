@@ -1,18 +1,22 @@
 """The command line: one verb per command, each in its own file and imported only when it is used.
 
-Exit codes: 0 success, 1 a clear error in one line on stderr, 2 wrong usage, 130 interrupted.
+Exit codes: 0 success, 1 a clear error in one line on stderr, 2 wrong usage, 130 interrupted, 143 terminated. Whoever
+reads stdout may stop reading: that is success. A closed stdout or stdin is an error where it is needed; what cannot be
+said on stderr is not said.
 """
 
 from __future__ import annotations
 
 import errno
-import os
+import signal
 import sys
 
 import click
 
+from speq.cli.streams import flush_stdout, open_streams
 from speq.cli.verbs import Verbs
 from speq.errors import SpeqError
+from speq.processors import spare_blas
 
 _COMMANDS = {
     "pull": ("files", "Fetch a model by its catalogue name or hub id."),
@@ -53,16 +57,35 @@ def cli(context: click.Context) -> None:
         context.exit(2)
 
 
+class _Terminated(SystemExit):
+    """SIGTERM: whatever is open is closed, as when Ctrl-C ends a command, and no one goes on as after Ctrl-C."""
+
+
 def main() -> None:
     """Run the command line and exit."""
+    open_streams()
+    signal.signal(signal.SIGTERM, _terminate)
+    spare_blas()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; nothing that a user can cause escapes as a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a model may write any character, whatever the locale
-            stream.reconfigure(encoding="utf-8", errors="replace")
+    if sys.stdout is None:
+        return _fail("stdout is closed: open it, or send the output to a file or to /dev/null")
+    code = _run(arguments)
+    try:
+        flush_stdout()
+    except SpeqError as error:
+        return code or _fail(str(error))
+    return code
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated(143)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         with cli.make_context("speq", arguments) as context:
             return int(cli.invoke(context) or 0)
@@ -70,18 +93,23 @@ def run(arguments: list[str]) -> int:
         return end.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "speq"
-        click.echo(f"{path}: {error.format_message()} (see {path} --help)", err=True)
+        _say(f"{path}: {error.format_message()} (see {path} --help)")
         return 2
     except click.ClickException as error:
         return _fail(error.format_message())
     except SpeqError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, click.Abort):
-        click.echo("speq: interrupted", err=True)
+        _say("speq: interrupted")
         return 130
-    except BrokenPipeError:
-        # The reader of our output went away, as `head` does: no error, but Python must not flush into the pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _Terminated:
+        click.echo("speq: terminated", err=True)
+        return 143
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # what rich makes of it
+            return 0
+        raise
+    except BrokenPipeError:  # the reader of our output went away, as `head` does: no error
         return 0
     except MemoryError:
         return _fail("not enough memory for this model: close other programs, or limit the context with --context")
@@ -90,8 +118,15 @@ def run(arguments: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    click.echo(f"speq: {' '.join(message.split())}", err=True)
+    _say(f"speq: {' '.join(message.split())}")
     return 1
+
+
+def _say(line: str) -> None:
+    """Print a line on stderr; it may quote a file, whose control characters must not drive a terminal."""
+    from speq.cli.terminal import printable
+
+    click.echo(printable(line), err=True)
 
 
 def _describe(error: OSError) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from speq.bench.peers import DEFAULT, ENGINES
+from speq.cli.options import threads_option
 from speq.cli.terminal import ProgressBars, note
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ def bench() -> None:
 
 
 _model = click.argument("model")
-_threads = click.option(
-    "--threads", metavar="N", type=click.IntRange(1), help="Processor cores to use; all by default."
-)
 _json = click.option(
     "--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Write all numbers to FILE."
 )
@@ -49,7 +47,7 @@ _rounds = click.option(
 @bench.command(short_help="Time every operator.")
 @_model
 @_rounds
-@_threads
+@threads_option
 @_json
 def kernels(model: str, rounds: int, threads: int | None, json_path: Path | None) -> None:
     """Every operator: time, GB/s against the bandwidth of this machine, and the ratio to plain FP16."""
@@ -67,7 +65,7 @@ def kernels(model: str, rounds: int, threads: int | None, json_path: Path | None
 @click.option("--new-tokens", metavar="N", type=click.IntRange(2), default=128, show_default=True, help="Per answer.")
 @click.option("--draft", type=click.Choice(["auto", "self"]), default="auto", show_default=True)
 @_rounds
-@_threads
+@threads_option
 @_json
 def decode(
     model: str,
@@ -104,7 +102,7 @@ def decode(
     type=click.Path(path_type=Path),
     help="Keep the files for other engines here.  [default: a temporary directory]",
 )
-@_threads
+@threads_option
 @_json
 def peers(model: str, prompt_file: Path | None, count: int | None, json_path: Path | None, **options: Any) -> None:
     """The same model and prompts in other engines, as far as they are installed."""

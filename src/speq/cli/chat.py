@@ -9,7 +9,8 @@ import click
 
 from speq.cli.generate import print_notes, show
 from speq.cli.options import decoding_options, model_options, parse_decoding
-from speq.cli.terminal import ProgressBars, dim, is_live
+from speq.cli.streams import stdin
+from speq.cli.terminal import ProgressBars, dim, is_live, printable
 from speq.errors import SpeqError
 
 _HELP = "/new starts over, /exit (or Ctrl-D) ends, Ctrl-C stops an answer."
@@ -34,6 +35,7 @@ def chat(
     decoding = parse_decoding(options).to_stream()
     from speq.api import load
 
+    stdin()  # closed: say so at once
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     with ProgressBars() as progress:
@@ -41,8 +43,8 @@ def chat(
         progress.close()
         print_notes(loaded, progress)
         loaded.encode([*messages, {"role": "user", "content": "Hello"}])  # no tokenizer or template: say so at once
-        if is_live():
-            print(dim(_HELP), file=sys.stderr)
+        if _is_interactive():
+            print(dim(_HELP) if is_live() else _HELP, file=sys.stderr)
         while (line := _read_line()) is not None:
             if line in ("/exit", "/quit"):
                 break
@@ -54,25 +56,33 @@ def chat(
                     stream = loaded.stream(asked, max_new_tokens=max_tokens, progress=progress, **decoding)
                     show(stream, progress)
                 except SpeqError as error:
-                    if not is_live():
+                    if not _is_interactive():
                         raise
-                    print(f"speq: {error}; /new starts over", file=sys.stderr)
+                    print(printable(f"speq: {error}; /new starts over"), file=sys.stderr)
                     continue
                 messages = [*asked, {"role": "assistant", "content": stream.result.text}]
     return 0
 
 
+def _is_interactive() -> bool:
+    """Whether somebody types and reads; otherwise a conversation is piped in, and ends with its first error."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
 def _read_line() -> str | None:
     """The next line, without surrounding space; ``None`` at the end of the input."""
-    if is_live() and sys.stdin.isatty():
+    prompt = ""
+    if _is_interactive():
         import readline  # noqa: F401  # gives input() a line editor with a history
 
         prompt = "> "
-    else:
-        prompt = ""
     try:
         return input(prompt).strip()
-    except EOFError:
+    except (EOFError, KeyboardInterrupt) as end:
+        if prompt:
+            print()  # what follows must not stand behind the prompt
+        if isinstance(end, KeyboardInterrupt):
+            raise
         return None
     except UnicodeDecodeError:
         raise SpeqError("stdin is not valid UTF-8: send text as UTF-8") from None

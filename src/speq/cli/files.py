@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from speq.cli.options import threads_option
 from speq.cli.terminal import ProgressBars, note
 
 
@@ -53,17 +54,21 @@ def pull(name: str) -> None:
     show_default=True,
     help="Choose draft codes for the activations on a little text, for nested.",
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Processor cores to use; all by default.")
-def convert(src: str, dst: Path, group_size: str, calibrate: bool, **options: Any) -> None:
+@threads_option
+@click.option("--force", is_flag=True, help="Also replace a conversion of another model.")
+def convert(src: str, dst: Path, group_size: str, calibrate: bool, force: bool, **options: Any) -> None:
     """Convert SRC (a directory, .gguf file, catalogue name or hub id) to the directory DST.
 
-    An interrupted conversion continues when it is started again.
+    An interrupted conversion continues when it is started again. An earlier conversion of SRC at DST is brought up to
+    date: what has changed is done, the rest stays.
     """
     from speq.calibration import Calibration
+    from speq.checkpoint.build import destination
     from speq.checkpoint.convert import convert as convert_files
     from speq.checkpoint.resolve import locate
-    from speq.models.config import model_config
+    from speq.models.tensors import fit_source
 
+    destination(dst)
     with ProgressBars() as progress:
         source = locate(src, progress)
         report = convert_files(
@@ -71,8 +76,9 @@ def convert(src: str, dst: Path, group_size: str, calibrate: bool, **options: An
             dst,
             group_size=int(group_size),
             calibration=Calibration() if calibrate else None,
-            check=model_config,
+            check=fit_source,
             progress=progress,
+            replace_other=force,
             **options,
         )
     for line in report.notes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from speq.cli.live import LiveText
 from speq.cli.options import decoding_options, model_options, parse_decoding
-from speq.cli.terminal import ProgressBars, StatusLine, dim, is_live, note
+from speq.cli.streams import stdin
+from speq.cli.terminal import ProgressBars, dim, is_live, json_line, note
 from speq.errors import SpeqError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def generate(
         )
         if as_json:
             finished = _run(stream, progress, lambda piece: None)
-            print(json.dumps(stream.result.to_dict(), ensure_ascii=False))
+            print(json_line(stream.result.to_dict()))
         else:
             finished = show(stream, progress, has_text=loaded.tokenizer is not None)
     if trace:
@@ -110,20 +111,18 @@ def show(stream: Stream, progress: ProgressBars, *, has_text: bool = True) -> bo
 
     On a terminal a status line runs along and a summary follows.
     """
-    live = is_live()
-    with StatusLine(live) as status:
+    with LiveText() as shown:
 
         def show_piece(piece: Piece) -> None:
-            sys.stdout.write(piece.text if has_text else "".join(f"{token} " for token in piece.token_ids))
-            sys.stdout.flush()
-            status.show(summary(stream.result.stats))
+            text = piece.text if has_text else "".join(f"{token} " for token in piece.token_ids)
+            shown.write(text, summary(stream.result.stats))
 
         try:
             finished = _run(stream, progress, show_piece)
         finally:
             if stream.result.token_ids and not stream.result.text.endswith("\n"):
-                print(flush=True)
-    if live:
+                shown.write("\n")
+    if is_live():
         print(dim(summary(stream.result.stats) + ("" if finished else ", interrupted")), file=sys.stderr)
     return finished
 
@@ -135,8 +134,9 @@ def _run(stream: Stream, progress: ProgressBars, use: Callable[[Piece], None]) -
             progress.close()
             use(piece)
     except KeyboardInterrupt:
-        progress.close()
         return False
+    finally:
+        progress.close()  # also when it failed: what is said about that must not stand among the bars
     return True
 
 
@@ -150,7 +150,7 @@ def _read_prompt(prompt: str | None, file: str | None, ids: str | None) -> str |
         except ValueError:
             raise click.UsageError(f"--ids takes whole numbers with spaces between them, not {ids!r}") from None
     assert file is not None
-    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    content = stdin().buffer.read() if file == "-" else Path(file).read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,11 +36,14 @@ def synth(libraries: tuple[str, ...], columns: int, json_path: Path | None, **ac
     """
     try:
         from speq.hardware.parameters import AccumulatorParameters
+        from speq.hardware.simulator.files import check_writable, write_json
         from speq.hardware.synthesis.flow import LIBRARIES, installed_libraries
         from speq.hardware.synthesis.table import compare, orders_agree
     except ModuleNotFoundError as error:
         raise SpeqError("speq hw needs the hardware extra: pip install 'speq[hardware]'") from error
 
+    if json_path is not None:
+        check_writable(json_path)
     parameters = AccumulatorParameters(**accumulator)
     names = libraries or tuple(installed_libraries())
     for missing in sorted(set(LIBRARIES) - set(installed_libraries()) - set(libraries)):
@@ -56,7 +58,7 @@ def synth(libraries: tuple[str, ...], columns: int, json_path: Path | None, **ac
         click.echo("all libraries agree on it" if same else "the libraries disagree: draw no conclusion from it")
     if json_path is not None:
         figures = {"accumulator": accumulator, "orders_agree": same, "tables": [table.to_dict() for table in tables]}
-        _write(json_path, json.dumps(figures, indent=2) + "\n")
+        write_json(json_path, figures)
 
 
 def _print(table: LibraryTable) -> None:
@@ -78,13 +80,6 @@ def _print(table: LibraryTable) -> None:
             f"{ratios['delay']:6.3f} |            {ratios['exact_energy']:6.3f} {draft:>6}"
         )
     click.echo()
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 @click.command()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from speq.cli.terminal import ProgressBars, note
+from speq.cli.terminal import ProgressBars, json_line, note, printable
 
 if TYPE_CHECKING:
     from speq.inspection import Figures
@@ -23,9 +22,10 @@ def inspect(model: str, as_json: bool) -> None:
     from speq.checkpoint.converted import load_converted
     from speq.inspection import inspect_model
     from speq.locate import converted_model
+    from speq.models.tensors import fit
 
     with ProgressBars() as progress:
-        converted = load_converted(converted_model(model, progress=progress))
+        converted = load_converted(converted_model(model, progress=progress), check=fit)
         total, layers = inspect_model(converted, progress)
     about = {
         "model": model,
@@ -40,7 +40,7 @@ def inspect(model: str, as_json: bool) -> None:
         by_layer = [{"layer": name, **figures.to_dict()} for name, figures in layers.items()]
         exponents = [{"exponent": exponent, "count": count} for exponent, count in _ordered(total)]
         everything = {**about, **total.to_dict(), "exponents": exponents, "layers": by_layer, "notes": converted.notes}
-        click.echo(json.dumps(everything, ensure_ascii=False))
+        click.echo(json_line(everything))
         return
     for name, value in about.items():
         click.echo(
@@ -60,7 +60,8 @@ def _print_layers(total: Figures, layers: dict[str, Figures]) -> None:
     for name, figures in [*layers.items(), ("all", total)]:
         row = figures.to_dict()
         click.echo(
-            f"{name:{width}} {row['weights']:15,} {row['bits_per_weight']:10.3f} {row['draft_bits_per_weight']:11.3f} "
+            f"{printable(name):{width}} "
+            f"{row['weights']:15,} {row['bits_per_weight']:10.3f} {row['draft_bits_per_weight']:11.3f} "
             f"{row['escape_rate']:9.3%} {row['draft_error']:12.4f}"
         )
     if total.not_finite:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 import click
 
 from speq.errors import SpeqError
+from speq.processors import MAX_THREADS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -110,11 +111,19 @@ def decoding_options(command: Command) -> Command:
     return command
 
 
+threads_option = click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(1, MAX_THREADS),
+    help="Processor cores to use; all by default.",
+)
+
+
 def model_options(command: Command) -> Command:
     """Add the MODEL argument and the options of loading."""
     for option in (
         click.option("--context", metavar="N", type=click.IntRange(1), help="Limit the context to so many tokens."),
-        click.option("--threads", metavar="N", type=click.IntRange(1), help="Processor cores to use; all by default."),
+        threads_option,
         click.argument("model"),
     ):
         command = option(command)

@@ -1,23 +1,45 @@
-"""What only a terminal gets: progress bars, dim text and a status line that stays at the bottom while text scrolls."""
+"""What only a terminal gets: progress bars, dim text, and control characters made visible."""
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-_REDRAW = 0.1  # seconds between two drawings of the status line
+_REDRAW = 0.1  # seconds between two drawings of the bars
+
+# What would drive the terminal, as ^[ for escape and <U+009B> for one that is not in ASCII.
+_VISIBLE = {
+    **{code: f"^{chr(code ^ 64)}" for code in (*range(32), 127) if chr(code) not in "\t\n"},
+    **{code: f"<U+{code:04X}>" for code in range(128, 160)},
+}
 
 
 def is_live() -> bool:
-    """Whether stdout and stderr are a terminal that understands control sequences."""
-    return sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    """Whether stdout and stderr are one terminal that understands control sequences."""
+    streams = (sys.stdout, sys.stderr)
+    return all(map(takes_control_sequences, streams)) and len({os.fstat(it.fileno()).st_rdev for it in streams}) == 1
+
+
+def takes_control_sequences(stream: TextIO) -> bool:
+    """Whether ``stream`` is a terminal that understands control sequences."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown", "")
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters made visible, except tabs and the ends of lines."""
+    return text.replace("\r\n", "\n").translate(_VISIBLE)
+
+
+def json_line(value: object) -> str:
+    """``value`` as JSON on one line, readable in any language and without a single control character."""
+    return json.dumps(value, ensure_ascii=False).translate({code: f"\\u{code:04x}" for code in range(127, 160)})
 
 
 def dim(text: str) -> str:
@@ -27,7 +49,8 @@ def dim(text: str) -> str:
 
 def note(text: str) -> None:
     """Print one line on stderr that is not an error."""
-    print(dim(f"note: {text}") if is_live() else f"note: {text}", file=sys.stderr)
+    line = printable(f"note: {text}")
+    print(dim(line) if is_live() else line, file=sys.stderr)
 
 
 class ProgressBars:
@@ -41,6 +64,7 @@ class ProgressBars:
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
+        self._drawn = 0.0
         self._tasks: dict[str, TaskID] = {}
         self.labels: set[str] = set()
 
@@ -60,14 +84,18 @@ class ProgressBars:
 
     def __call__(self, label: str, done: int, total: int) -> None:
         self.labels.add(label)
-        if not sys.stderr.isatty():
+        if not takes_control_sequences(sys.stderr):
             return
         if self._progress is None:
             self._progress = _make_bars()
             self._progress.start()
+            self._progress.console.show_cursor(True)  # a process that is killed could not bring it back
         if label not in self._tasks:
             self._tasks[label] = self._progress.add_task(label, total=total, count="")
         self._progress.update(self._tasks[label], completed=done, total=total, count=_count(done, total))
+        if done >= total or time.monotonic() - self._drawn >= _REDRAW:
+            self._drawn = time.monotonic()
+            self._progress.refresh()
 
 
 def _count(done: int, total: int) -> str:
@@ -80,49 +108,10 @@ def _make_bars() -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-class StatusLine:
-    """The last line of the terminal, kept free of the scrolling text by a scroll region (DECSTBM).
-
-    Does nothing unless ``enabled``. Writes go to stdout, in order with the text.
-    """
-
-    def __init__(self, enabled: bool) -> None:
-        self._enabled = enabled
-        self._rows = 0
-        self._drawn = 0.0
-
-    def __enter__(self) -> StatusLine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._rows:
-            self._write(f"\x1b7\x1b[r\x1b[{self._rows};1H\x1b[2K\x1b8")
-            self._rows = 0
-
-    def show(self, text: str, *, now: bool = False) -> None:
-        """Draw ``text``, at most ten times a second unless ``now``."""
-        if not self._enabled or (time.monotonic() - self._drawn < _REDRAW and not now):
-            return
-        self._drawn = time.monotonic()
-        columns, rows = shutil.get_terminal_size()
-        region = ""
-        if rows != self._rows:
-            # A line feed makes room if the cursor is on the last line; setting the region moves it, so it is saved.
-            region = f"\n\x1b7\x1b[1;{rows - 1}r\x1b8\x1b[1A"
-            self._rows = rows
-        self._write(f"{region}\x1b7\x1b[{rows};1H\x1b[2K{dim(text[: columns - 1])}\x1b8")
-
-    @staticmethod
-    def _write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    # Drawn when there is something to report, not by a thread of its own, which the system might refuse.
+    return Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)

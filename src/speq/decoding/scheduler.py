@@ -112,7 +112,9 @@ class Scheduler:
     def _choose(self) -> tuple[Level, list[Sequence]]:
         """The level of the next pass and who takes part."""
         asks = [(sequence, sequence.ask) for sequence in self._running if sequence.ask]
-        level: Level = next((each for each in self._engine.levels if any(ask.level == each for _, ask in asks)), "exact")
+        level: Level = next(
+            (each for each in self._engine.levels if any(ask.level == each for _, ask in asks)), "exact"
+        )
         waiting = [(sequence, ask) for sequence, ask in asks if ask.level == level]
         waiting.sort(key=lambda pair: pair[0].in_prefill)
         chosen: list[Sequence] = []

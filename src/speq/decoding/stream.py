@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,10 +11,11 @@ from speq.decoding.stop import StopStrings
 
 
 class Detokenizer(Protocol):
-    """Turns token ids into text one by one, without ever giving half a character."""
+    """Turns token ids into text one by one, without ever giving half a character; special tokens have a name only."""
 
     def push(self, token: int) -> str: ...
     def flush(self) -> str: ...
+    def special(self, token: int) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ def stream_pieces(
     silent: frozenset[int],
     detokenizer: Detokenizer | None,
     stop: StopStrings,
-    keep: Callable[[list[int]], None],
 ) -> Iterator[Piece]:
     """Turn the tokens of each pass into a piece.
 
@@ -40,14 +40,15 @@ def stream_pieces(
         passes: from :func:`speq.decoding.generate.generate_tokens`, which also fills ``stats``.
         silent: token ids without text: those that end one.
         detokenizer: ``None`` gives pieces without text.
-        stop: stop strings; the token that completes one is the last of the generation.
-        keep: called with all token ids of each pass, whether or not they are shown.
+        stop: stop strings, which may contain special tokens; the token that completes one is the last of the
+            generation.
     """
     for tokens in passes:
-        keep(tokens)
         text = ""
         for shown, token in enumerate(tokens, 1):
-            if detokenizer and token not in silent:
+            if detokenizer and (name := detokenizer.special(token)):
+                text += stop.push(name, shown=False)
+            elif detokenizer and token not in silent:
                 text += stop.push(detokenizer.push(token))
             if stop.found:
                 stats.new_tokens -= len(tokens) - shown

@@ -45,13 +45,15 @@ class Linear:
 
 @dataclass(frozen=True)
 class GatedLinear:
-    """SwiGLU: ``out = silu(norm(x) @ gate.T) * (norm(x) @ up.T)``."""
+    """SwiGLU: ``out = silu(norm(x) @ gate.T + gate_bias) * (norm(x) @ up.T + up_bias)``."""
 
     x: str
     gate: str
     up: str
     out: str
     norm: Norm | None = None
+    gate_bias: str | None = None
+    up_bias: str | None = None
 
 
 @dataclass(frozen=True)

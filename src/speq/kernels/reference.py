@@ -94,8 +94,8 @@ class ReferenceStep:
                 self._linear(op, count, draft)
             case GatedLinear():
                 x = self._norm(self._buffers[op.x][:count], op.norm)
-                gate = F.silu(self._multiply(x, op.gate, draft))
-                self._buffers[op.out][:count] = gate * self._multiply(x, op.up, draft)
+                gate = F.silu(self._biased(self._multiply(x, op.gate, draft), op.gate_bias))
+                self._buffers[op.out][:count] = gate * self._biased(self._multiply(x, op.up, draft), op.up_bias)
             case Attention():
                 first = 0
                 for span in rows.spans:
@@ -116,10 +116,9 @@ class ReferenceStep:
     def _linear(self, op: Linear, count: int, draft: bool) -> None:
         x = self._norm(self._buffers[op.x][:count], op.norm)
         biases = op.biases or (None,) * len(op.weights)
-        parts = []
-        for name, bias in zip(op.weights, biases, strict=True):
-            part = self._multiply(x, name, draft)
-            parts.append(part if bias is None else part + self._vector(bias))
+        parts = [
+            self._biased(self._multiply(x, name, draft), bias) for name, bias in zip(op.weights, biases, strict=True)
+        ]
         result = np.concatenate(parts, axis=1)
         out = self._buffers[op.out][:count]
         out[:] = out + result if op.accumulate else result
@@ -148,6 +147,9 @@ class ReferenceStep:
 
     def _norm(self, x: NDArray[np.float32], norm: Norm | None) -> NDArray[np.float32]:
         return x if norm is None else F.rms_norm(x, self._vector(norm.weight), norm.eps)
+
+    def _biased(self, product: NDArray[np.float32], bias: str | None) -> NDArray[np.float32]:
+        return product if bias is None else product + self._vector(bias)
 
     def _multiply(self, x: NDArray[np.float32], name: str, draft: bool) -> NDArray[np.float32]:
         """The product with a matrix, exact BF16 ones of activations that are rounded to BF16."""

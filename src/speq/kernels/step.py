@@ -47,7 +47,8 @@ class Draw(NamedTuple):
     position: int
 
 
-class SpanRows(NamedTuple):
+@dataclass(frozen=True)
+class SpanRows:
     """Neighbouring rows of one sequence.
 
     Row i writes its keys and values to slot ``start + i`` of the sequence and has the position ``start + depth(i)``. It

@@ -6,6 +6,9 @@ residual stream, gate, project back. Weights go by their Hugging Face names.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
 from speq.models.config import ModelConfig
 
@@ -87,34 +90,59 @@ def _layer(config: ModelConfig, layer: int) -> list[Op]:
             prefix + "mlp.up_proj.weight",
             "gated",
             norm=norm("post_attention_layernorm"),
+            gate_bias=prefix + "mlp.gate_proj.bias" if config.mlp_bias else None,
+            up_bias=prefix + "mlp.up_proj.bias" if config.mlp_bias else None,
         ),
-        Linear("gated", (prefix + "mlp.down_proj.weight",), "hidden", accumulate=True),
+        Linear(
+            "gated",
+            (prefix + "mlp.down_proj.weight",),
+            "hidden",
+            biases=(prefix + "mlp.down_proj.bias",) if config.mlp_bias else (),
+            accumulate=True,
+        ),
     ]
+
+
+class Dimension(NamedTuple):
+    """Rows or columns of a tensor, and the entries of ``config.json`` that say so."""
+
+    size: int
+    entries: str
+
+
+def weight_dimensions(config: ModelConfig) -> Iterator[tuple[str, tuple[Dimension, ...]]]:
+    """Every tensor that :func:`build_program` names and its dimensions: rows and columns, or the width of a vector."""
+    hidden = Dimension(config.hidden_size, f"hidden_size {config.hidden_size}")
+    inner = Dimension(config.intermediate_size, f"intermediate_size {config.intermediate_size}")
+    head = Dimension(config.head_dim, f"head_dim {config.head_dim}")
+    vocabulary = Dimension(config.vocab_size, f"vocab_size {config.vocab_size}")
+    queries = Dimension(config.heads * head.size, f"num_attention_heads {config.heads} x {head.entries}")
+    keys = Dimension(config.kv_heads * head.size, f"num_key_value_heads {config.kv_heads} x {head.entries}")
+    yield EMBEDDING, (vocabulary, hidden)
+    yield FINAL_NORM, (hidden,)
+    if not config.tied_head:
+        yield HEAD, (vocabulary, hidden)
+    for layer in range(config.layers):
+        prefix = f"model.layers.{layer}."
+        yield prefix + "input_layernorm.weight", (hidden,)
+        yield prefix + "post_attention_layernorm.weight", (hidden,)
+        attention = prefix + "self_attn."
+        for part, width in (("q", queries), ("k", keys), ("v", keys)):
+            yield f"{attention}{part}_proj.weight", (width, hidden)
+            if config.qkv_bias:
+                yield f"{attention}{part}_proj.bias", (width,)
+        yield attention + "o_proj.weight", (hidden, queries)
+        if config.output_bias:
+            yield attention + "o_proj.bias", (hidden,)
+        if config.qk_norm:
+            yield attention + "q_norm.weight", (head,)
+            yield attention + "k_norm.weight", (head,)
+        for part, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
+            yield f"{prefix}mlp.{part}_proj.weight", (rows, columns)
+            if config.mlp_bias:
+                yield f"{prefix}mlp.{part}_proj.bias", (rows,)
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor that :func:`build_program` names and its shape: ``(rows, columns)``, or ``(width,)`` of a vector."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden), FINAL_NORM: (hidden,)}
-    if not config.tied_head:
-        shapes[HEAD] = (config.vocab_size, hidden)
-    for layer in range(config.layers):
-        prefix = f"model.layers.{layer}."
-        shapes[prefix + "input_layernorm.weight"] = (hidden,)
-        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
-        attention = prefix + "self_attn."
-        for part, width in (("q", queries), ("k", keys), ("v", keys)):
-            shapes[f"{attention}{part}_proj.weight"] = (width, hidden)
-            if config.qkv_bias:
-                shapes[f"{attention}{part}_proj.bias"] = (width,)
-        shapes[attention + "o_proj.weight"] = (hidden, queries)
-        if config.output_bias:
-            shapes[attention + "o_proj.bias"] = (hidden,)
-        if config.qk_norm:
-            shapes[attention + "q_norm.weight"] = (config.head_dim,)
-            shapes[attention + "k_norm.weight"] = (config.head_dim,)
-        shapes[prefix + "mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[prefix + "mlp.up_proj.weight"] = (inner, hidden)
-        shapes[prefix + "mlp.down_proj.weight"] = (hidden, inner)
-    return shapes
+    return {name: tuple(d.size for d in dimensions) for name, dimensions in weight_dimensions(config)}

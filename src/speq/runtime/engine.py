@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from speq.errors import SpeqError
 from speq.kernels.step import TREE_ROWS, Draw, Rows, SpanRows, Step, Weights, positions
-from speq.models.config import ModelConfig, model_config
-from speq.models.decoder import build_program, weight_shapes
+from speq.models.config import ModelConfig
+from speq.models.decoder import build_program
+from speq.models.tensors import fit
 from speq.runtime.batch import Batch, Level, Limits
 from speq.runtime.kv import KVHandle, KVPool
 from speq.runtime.sampling import GREEDY, Choice, checked
@@ -70,8 +71,7 @@ class Engine:
             SpeqError: unsupported model, missing or misshapen weights, or a context that the model is not made for.
         """
         config, weights = model if isinstance(model, tuple) else (model.config, {**model.raw, **model.split})
-        self.config: ModelConfig = model_config(config)
-        _check_weights(weights, self.config)
+        self.config: ModelConfig = fit(config, {name: weight.shape for name, weight in weights.items()})
         limit = self.config.context_length
         if context is not None and not 0 < context <= limit:
             raise SpeqError(f"a context of {context} tokens is outside what the model is made for, 1 to {limit}")
@@ -187,11 +187,3 @@ def _bind(
     from speq.kernels.native import NativeStep
 
     return NativeStep(program, weights, kv, max_tokens, threads=threads, isa=isa)
-
-
-def _check_weights(weights: Weights, config: ModelConfig) -> None:
-    for name, shape in weight_shapes(config).items():
-        if name not in weights:
-            raise SpeqError(f"the checkpoint has no tensor {name!r}, which its config.json calls for")
-        if tuple(weights[name].shape) != shape:
-            raise SpeqError(f"tensor {name!r} has shape {tuple(weights[name].shape)}, config.json implies {shape}")

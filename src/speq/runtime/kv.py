@@ -14,7 +14,6 @@ import mmap
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from speq.errors import SpeqError
 from speq.kernels.step import PAGE

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from speq.runtime.batch import Batch, Limits, Output, Span
+from speq.turns import Turns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,7 @@ class SingleSequence:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.kv = engine.kv.open()
+        self._turns = Turns("the model's engine")
 
     @classmethod
     def of(
@@ -75,18 +77,25 @@ class SingleSequence:
     ) -> NDArray[np.float32]:
         """Append ``tokens`` to the cache, in as many batches as it takes.
 
+        Several threads may call: each call's tokens stay together, in the order in which the calls come to be made.
+
         Args:
             tokens: token ids, at least one.
             draft: compute with the weights' draft values.
             logits: of which of the tokens.
 
         Returns:
-            Logits ``[0 | 1 | len(tokens), vocab_size]``, valid until the next batch of the engine.
+            Logits ``[0 | 1 | len(tokens), vocab_size]``; the caller's to keep.
 
         Raises:
             SpeqError: more tokens than the context has room for, or a token id outside the vocabulary. The cache is
-                then unchanged.
+                then unchanged. Or a call in the middle of another, or in a process that was forked since.
         """
+        return self._turns.take(lambda: self._forward(tokens, draft, logits))
+
+    def _forward(
+        self, tokens: Sequence[int] | NDArray[np.integer[Any]], draft: bool, logits: Logits
+    ) -> NDArray[np.float32]:
         import numpy as np
 
         array = np.asarray(tokens)
@@ -105,9 +114,9 @@ class SingleSequence:
             if last and not parts:
                 return output.logits(0)
             if logits == "all":
-                parts.append(output.logits(0).copy())
+                parts.append(output.logits(0))
         return np.concatenate(parts)
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position ``length`` on."""
-        self.engine.kv.truncate(self.kv, length)
+        self._turns.take(lambda: self.engine.kv.truncate(self.kv, length))

@@ -7,8 +7,11 @@ import math
 import pytest
 
 from speq.errors import SpeqError
+from speq.hardware.simulator.acceptance import Acceptance
 from speq.hardware.simulator.config import Accelerator, Memory
 from speq.hardware.simulator.load import BUILTIN, available, check, find, load, load_accelerator, read_toml, tables
+from speq.hardware.simulator.passes import Simulator
+from speq.hardware.simulator.run import Workload, simulate
 from speq.hardware.simulator.scenario import load_scenario
 from speq.hardware.simulator.shapes import Shape, Task
 from speq.hardware.simulator.sweep import load_sweep
@@ -91,7 +94,7 @@ WRONG = [
     ),
     ('attention_mode = "fp16"', 'attention_mode = "int8"', "cannot do passes.exact.attention_mode 'int8'"),
     ("kv_bits = 16\n", "", "passes.exact.kv_bits is missing"),
-    ("kv_bits = 16", "kv_bits = -16", "passes.exact.kv_bits is -16; it should be greater than 0"),
+    ("kv_bits = 16", "kv_bits = -16", "passes.exact.kv_bits is -16; it should be greater than or equal to 1"),
     (
         'memory = "ddr4-3200"',
         'memory = "ddr9"',
@@ -110,6 +113,75 @@ def test_a_wrong_accelerator_is_one_clear_line(tmp_path, old, new, message):
     assert "\n" not in str(caught.value)
     if "memories" not in message:
         assert str(path) in str(caught.value)
+
+
+NONSENSE = [math.inf, -math.inf, math.nan, 10**400, 10**5000, -1, 0, 1e-300, 1e300, 0.5, True]
+NONSENSE += ["x", "", [1], [], None, {}]
+
+
+def keys_of(table, path=""):
+    """Keys of the values of a table, as --set takes them."""
+    for key, value in table.items():
+        if isinstance(value, dict) and "value" not in value:
+            yield from keys_of(value, f"{path}{key}.")
+        elif key != "source":
+            yield path + key
+
+
+@pytest.mark.parametrize("name", ["speq", "olive"])
+def test_no_value_of_any_key_is_more_than_one_clear_line(name):
+    """Every key set to every kind of nonsense: refused in a line, or a generation whose numbers are finite."""
+    shape = load(Shape, "models", "smollm2-135m")
+    data = tables("accelerators", name)[1] | {"memory": tables("memories", "ddr4-3200")[1]}
+    lines = []
+    for key in keys_of(data):
+        for value in NONSENSE:
+            try:
+                simulator = Simulator(load_accelerator(name, {key: value}), shape)
+                run = simulate(simulator, Workload(5, 3, Acceptance(0.5, 2)))
+            except SpeqError as error:
+                lines.append(str(error))
+                continue
+            assert not isinstance(value, float) or math.isfinite(value)
+            for number in (run.seconds, run.joules, simulator.machine.area, run.total.dram_bytes):
+                assert 0 < number < math.inf
+    assert len(lines) > 400
+    assert all("\n" not in line and len(line) < 500 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("array.rows", math.inf, "array.rows.value is inf; it should be a finite number"),
+        ("memory.burst", math.nan, "memory.burst.value is nan; it should be a finite number"),
+        ("memory.row", 16.0, "memory has rows of 16 bytes, which are not whole bursts of 64 bytes"),
+        ("memory.refresh_loss", 1.0, "memory.refresh_loss is 1; it must be at least 0 and at most 0.99"),
+        ("modes.draft.lanes", 1.0, "has modes.draft, which a streamed array cannot do: 1 lane of 16 bits or 4 lanes"),
+        ("passes.draft.attention_mode", "draft", "multiplies keys and values of 16 bits, in a mode of 1 lane"),
+        ("buffers.weights", 0.0, "buffers.weights is 0; it must be greater than 0"),
+        ("frequency", 1e-300, "frequency is 1e-300; it must be at least 1e-15"),
+        ("frequency", 10**400, "frequency.value is an integer of more than 60 digits; it should be a valid number"),
+        ("title", "x" * 10_000, None),
+        ("array.dataflow", "x" * 10_000, "array.dataflow is 'xxx"),
+    ],
+)
+def test_what_cannot_be_is_refused_where_it_is_read(key, value, message):
+    if message is None:
+        assert load_accelerator("speq", {key: value}).title == value
+        return
+    with pytest.raises(SpeqError) as caught:
+        load_accelerator("speq", {key: value})
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["a = " + "9" * 5000, "a = " + "[" * 100_000, 'a = "\\ud800"'])
+def test_toml_that_cannot_be_read_is_one_line(tmp_path, text):
+    bad = tmp_path / "bad.toml"
+    bad.write_text(text)
+    with pytest.raises(SpeqError, match="is not valid TOML") as caught:
+        read_toml(bad)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_a_product_of_16_bit_weights(accelerator, tokens):
 
 def test_a_draft_scales_every_group(accelerator):
     _, cost = product(accelerator("speq"), 1, 1024, 960, draft=True)
-    groups = 1024 // 128 * 960
+    groups = 1024 // 64 * 960
     assert cost.vector_energy == pytest.approx(2 * groups * VECTOR)
     assert cost.dram_energy == pytest.approx((1024 * 960 / 2 + 2 * groups) * DRAM)
     four_products_per_cycle = 1024 * 960 / 4 * 1.04 * 1.5

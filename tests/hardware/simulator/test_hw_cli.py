@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -47,7 +48,9 @@ def test_simulate_writes_layers_passes_and_energy(hw, tmp_path):
         assert word in out
     data = json.loads(report.read_text())
     assert (data["prompt_tokens"], data["new_tokens"]) == (97, 40)
-    assert sum(one["count"] for one in data["passes"].values()) == 1 + data["drafted"] + data["rounds"]
+    plain = data["passes"].get("step", {"count": 0})["count"]  # a round with one token to go is a step
+    counted = sum(one["count"] for one in data["passes"].values())
+    assert counted == pytest.approx(1 + data["drafted"] + data["rounds"] + plain)
     assert sum(one["cycles"] for one in data["passes"].values()) == pytest.approx(data["total"]["cycles"])
     assert data["seconds"] == pytest.approx(data["total"]["cycles"] / 1e9)
     parts = sum(data["total"][f"{part}_energy"] for part in ("pe", "sram", "dram", "vector", "static"))
@@ -117,6 +120,81 @@ def test_compare_draws_every_knob(hw, tmp_path):
         assert (tmp_path / "plots" / f"sensitivity-{one['knob']}.svg").is_file()
 
 
+def tiny(path, name="plain", knobs=""):
+    """A scenario of one small model and one task."""
+    text = (BUILTIN / "scenarios" / "plain.toml").read_text().split("[[knobs]]")[0]
+    models = 'models = ["llama-2-7b", "llama-2-13b", "llama-3.1-8b", "mistral-7b", "qwen2.5-7b"]'
+    text = text.replace(models, 'models = ["smollm2-135m"]').replace('"gsm8k", "humaneval", ', "")
+    path.write_text(text.replace('name = "plain"', f'name = "{name}"') + knobs)
+    return path
+
+
+def test_compare_shows_the_measured_and_the_published_acceptance(hw, tmp_path):
+    report = tmp_path / "compare.json"
+    code, out, _ = hw("compare", "--json", report)
+    assert code == 0
+    rows = [line for line in out.splitlines() if "plain " in line or "published" in line]
+    assert any("plain" in row and "0.881" in row and "1.83" in row for row in rows)
+    assert any("published-acceptance" in row and "0.976" in row and "2.49" in row for row in rows)
+    assert "Acceptance of a drafted token 0.881: measured for e3m0" in out
+    data = json.loads(report.read_text())
+    assert data["scenario"]["name"] == "plain"
+    assert [one["scenario"]["name"] for one in data["beside"]] == ["published-acceptance"]
+
+
+def test_compare_holds_expectations_against_samples(hw, tmp_path):
+    knob = '[[knobs]]\nname = "acceptance"\ntitle = "acceptance"\nunit = "1"\nkeys = ["workload.acceptance"]\n'
+    report = tmp_path / "compare.json"
+    scenario = tiny(tmp_path / "tiny.toml", knobs=knob + "values = [0.5, 0.976]\n")
+    code, out, _ = hw("compare", scenario, "--check", "--json", report)
+    assert code == 0
+    assert "3 expectations: largest difference 0." in out
+    for one in json.loads(report.read_text())["checks"]:
+        assert one["expected"]["seconds"] == pytest.approx(one["sampled"]["seconds"], rel=5e-3)
+        assert one["expected"]["joules"] == pytest.approx(one["sampled"]["joules"], rel=5e-3)
+
+
+def test_traces_of_codes_that_the_array_cannot_compute_are_pointed_out(hw, tmp_path):
+    lines = ['{"speq_trace": 1, "prompt_tokens": 4, "new_tokens": 9, "format": "nested"}']
+    lines += ['{"prefill": 4, "context": 0}', '{"drafted": 7, "accepted": 7, "context": 4}']
+    for task, form in (("mt-bench", "nested"), ("other", "e3m0")):
+        (tmp_path / f"{task}-1.jsonl").write_text("\n".join(lines).replace("nested", form))
+    remark = "Recorded with drafts of nested codes, which SPEQ cannot compute"
+    code, out, _ = hw("compare", tiny(tmp_path / "tiny.toml"), "--traces", tmp_path)
+    assert code == 0
+    assert remark in out
+    assert "Acceptance of a drafted token" not in out
+    trace = tmp_path / "mt-bench-1.jsonl"
+    assert remark in hw("simulate", "speq", "smollm2-135m", "--trace", trace)[2]
+    assert hw("simulate", "fp16", "smollm2-135m", "--trace", trace)[2] == ""
+    assert hw("simulate", "speq", "smollm2-135m", "--trace", tmp_path / "other-1.jsonl")[2] == ""
+
+
+@pytest.mark.parametrize("command", [("simulate", "speq", "llama-2-7b"), ("compare",), ("sweep", "small"), ("synth",)])
+def test_results_that_cannot_be_written_are_refused_before_anything_is_computed(fails, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    for module in ("simulator.load.tables", "synthesis.flow.installed_libraries"):
+        monkeypatch.setattr(f"speq.hardware.{module}", lambda *_: pytest.fail("something was read"))
+    (tmp_path / "file").write_text("kept")
+    assert "it is a directory" in fails(*command, "--json", tmp_path)
+    assert "there is no writable directory" in fails(*command, "--json", tmp_path / "missing" / "x.json")
+    assert "there is no writable directory" in fails(*command, "--json", tmp_path / "file" / "x.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_results_go_through_links_and_into_pipes(hw, tmp_path):
+    arguments = ("simulate", "fp16", "smollm2-135m", "--new-tokens", 2, "--json")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    assert hw(*arguments, tmp_path / "link")[0] == 0
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "target").read_text())["new_tokens"] == 2
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        assert hw(*arguments, tmp_path / "pipe")[0] == 0
+        assert json.loads(reader.communicate(timeout=60)[0])["new_tokens"] == 2
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_sweep_continues_and_summarises(hw, tmp_path):
     text = (BUILTIN / "sweeps" / "small.toml").read_text().replace('"llama-2-7b"', '"smollm2-135m"')
     (tmp_path / "mine.toml").write_text(text)
@@ -150,6 +228,10 @@ def test_mistakes_are_one_clear_line(fails, tmp_path):
     assert "there is no key rowz; there is: area_budget" in fails(*small, "--set", "array.rowz=4")
     assert "its PEs do fp16: 16 bits; draft: 4 bits" in fails(*small, "--set", "passes.draft.linear.weight_bits=5")
     assert "cannot write" in fails(*small, "--json", tmp_path / "missing" / "run.json")
+    assert "array.rows.value is inf; it should be a finite number" in fails(*small, "--set", "array.rows=inf")
+    assert "array.rows.value is inf; it should be a finite number" in fails(*small, "--set", "array.rows=1e400")
+    assert "memory.burst.value is nan; it should be a finite number" in fails(*small, "--set", "memory.burst=nan")
+    assert "acceptance is nan; it should be a finite number" in fails(*small, "--acceptance", "nan")
 
 
 def test_a_file_with_an_unknown_key_and_a_trace_of_another_version(fails, tmp_path):

@@ -37,7 +37,7 @@ def test_bytes_are_those_of_the_planes_and_the_cache(accelerator, shape, name):
     weights = weights_by_hand(one)
     assert exact.weight_bytes == verify.weight_bytes == 2 * weights
     assert (exact.scale_bytes, draft.weight_bytes) == (0, weights / 2)
-    assert draft.scale_bytes == pytest.approx(weights / 128 * 2)
+    assert draft.scale_bytes == pytest.approx(weights / 64 * 2)
     entry = 2 * one.layers * one.kv_heads * one.head_size * 2  # bytes of keys and values of a token
     assert exact.kv_bytes == draft.kv_bytes == (201 + 1) * entry  # read with the new token, which is written
     assert verify.kv_bytes == (208 + 8) * entry

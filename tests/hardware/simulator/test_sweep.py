@@ -47,7 +47,7 @@ def run(chosen, directory, workers=1):
 def test_points_are_single_runs(small, tmp_path):
     assert run(small, tmp_path)[0] == 6
     rows = pq.read_table(tmp_path / "points.parquet").to_pylist()
-    grid = list(itertools.product([3, 7, 11], [0.85, 0.93, 0.976], [12.8, 25.6, 51.2, 102.4, 204.8, 409.6]))
+    grid = list(itertools.product([3, 7, 11], [0.881, 0.93, 0.976], [12.8, 25.6, 51.2, 102.4, 204.8, 409.6]))
     assert [(row["draft_length"], row["acceptance"], row["bandwidth"]) for row in rows] == grid
     task = load(Task, "tasks", "gsm8k")
     for row, (length, rate, bandwidth) in list(zip(rows, grid, strict=True))[::11]:
@@ -178,6 +178,39 @@ def test_parts_from_a_cluster_are_those_of_this_machine(small, tmp_path, monkeyp
         ('"all.memory.peak_bandwidth"', '"olive.array.rows"', "must begin with one of speq, fp16, all, workload"),
         ("values = [3, 7, 11]", "values = []", "axes.0.values; it should|axes.0.values"),
         ('name = "bandwidth"', 'name = "seconds"', "each needs a name of its own"),
+        ('name = "bandwidth"', 'name = "acceptance"', "each needs a name of its own"),
+        ("values = [3, 7, 11]", "values = [inf]", "axes.0.values.0 is inf; it should be a finite number"),
+        ("values = [3, 7, 11]", "values = [nan]", "axes.0.values.0 is nan; it should be a finite number"),
+        ("values = [3, 7, 11]", "values = [1e400]", "axes.0.values.0 is inf; it should be a finite number"),
+        ("values = [3, 7, 11]", "values = [true]", "axes.0.values.0 is True; it should be a valid number"),
+        ("values = [3, 7, 11]", f"values = [{'9' * 400}]", "is an integer of more than 60 digits"),
+        ("values = [3, 7, 11]", "values = [3, 7, 3]", "axes.0.values has 3.0 twice"),
+        (
+            "values = [3, 7, 11]",
+            "values = [2.5]",
+            "draft_length: draft_length is 2.5; it should be a valid integer",
+        ),
+        (
+            "values = [3, 7, 11]",
+            "values = [0]",
+            "draft_length: draft_length is 0; it should be greater",
+        ),
+        (
+            "values = [3, 7, 11]",
+            "values = [65]",
+            "draft_length: draft_length is 65; it should be less",
+        ),
+        (
+            '["workload.draft_length"]',
+            '["workload.acceptance"]',
+            "has axes draft_length and acceptance, which both set workload.acceptance",
+        ),
+        (
+            '["workload.draft_length"]',
+            '["speq.memory.peak_bandwidth"]',
+            "has axes draft_length and bandwidth, which both set memory.peak_bandwidth of speq",
+        ),
+        ('["workload.draft_length"]', '["workload.draft_length", "workload.draft_length"]', "axes.0.keys has .* twice"),
     ],
 )
 def test_a_wrong_sweep_is_one_clear_line(tmp_path, old, new, message):

@@ -65,6 +65,19 @@ def test_cached_tokens_need_no_prefill(tmp_path):
         ([HEADER, STEPS[0], {"drafted": 2, "accepted": 1, "context": 6}], "line 3: this round does not follow"),
         ([HEADER, STEPS[0], {"drafted": -1, "accepted": 0, "context": 5}], "line 3: drafted is -1; it must be a count"),
         ([HEADER, STEPS[0], {"drafted": 1, "context": 5}], "line 3: accepted is None; it must be a count"),
+        (
+            [HEADER, STEPS[0], {"drafted": 10**9, "accepted": 1, "context": 5}],
+            "line 3: drafted is more than 64,",
+        ),
+        ([HEADER, STEPS[0], {"drafted": 10**400, "accepted": 1, "context": 5}], "line 3: drafted is more than 64"),
+        (
+            [HEADER, STEPS[0], {"drafted": 1.0, "accepted": 1, "context": 5}],
+            "line 3: drafted is 1.0; it must",
+        ),
+        ([HEADER, STEPS[0], {"drafted": float("nan"), "accepted": 1, "context": 5}], "line 3: drafted is nan; it must"),
+        ([HEADER, STEPS[0], {"drafted": True, "accepted": 1, "context": 5}], "line 3: drafted is True; it must"),
+        ([HEADER | {"prompt_tokens": 10**12}], "line 1: prompt_tokens is more than 1,048,576, the most"),
+        ([HEADER | {"format": 3}, *STEPS], "line 1: format is 3; it must be the name of a format"),
         ([HEADER, *STEPS[:2]], "is incomplete"),
         ([HEADER, *STEPS[1:]], "is incomplete"),
         ([HEADER, {"prefill": 9, "context": 0}], "a prefill of 9 tokens for a prompt of 5"),
@@ -75,6 +88,19 @@ def test_a_wrong_trace_is_one_clear_line(tmp_path, lines, message):
         read_trace(write(tmp_path / "a.jsonl", *lines))
     assert "a.jsonl" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"drafted": ' + "9" * 5000 + "}"])
+def test_lines_that_no_parser_takes_are_one_clear_line(tmp_path, line):
+    path = write(tmp_path / "a.jsonl", HEADER, STEPS[0])
+    path.write_text(path.read_text() + line)
+    with pytest.raises(SpeqError, match="line 3: not a line of a trace"):
+        read_trace(path)
+
+
+def test_the_format_of_the_drafts_is_read(tmp_path):
+    assert read_trace(write(tmp_path / "a.jsonl", HEADER, *STEPS)).format is None
+    assert read_trace(write(tmp_path / "a.jsonl", HEADER | {"format": "nested"}, *STEPS)).format == "nested"
 
 
 def test_a_missing_trace_is_named(tmp_path):

@@ -17,10 +17,12 @@ from speq.bench.peers.gguf_vocabulary import Vocabulary, read_vocabulary
 from speq.checkpoint.converted import widen
 from speq.checkpoint.gguf_config import ARCHITECTURES, rotary_row_order, stored_name
 from speq.checkpoint.huggingface import HuggingFaceSource
-from speq.checkpoint.source import TensorInfo
+from speq.checkpoint.source import Source, TensorInfo
 from speq.checkpoint.storage import check_space, writing_to
 from speq.errors import SpeqError
-from speq.models.config import ModelConfig, model_config
+from speq.models.config import ModelConfig
+from speq.models.rope import rope_settings
+from speq.models.tensors import fit, fit_source
 
 Kind: TypeAlias = Literal["F16", "BF16"]
 _FILE_TYPES = {"F16": 1, "BF16": 32}
@@ -34,18 +36,18 @@ def export_gguf(model_dir: Path, path: Path, kind: Kind = "F16") -> Path:
     """
     import gguf
 
-    source = HuggingFaceSource(model_dir)
-    config = model_config(source.config)
+    source = fit_source(HuggingFaceSource(model_dir))
+    config = fit(source.config, {info.name: info.shape for info in source.tensors})
     architecture = {"mistral": "llama"}.get(config.model_type, config.model_type)
     if architecture not in ARCHITECTURES:
         raise SpeqError(f"{model_dir}: architecture {config.model_type} cannot be written as GGUF")
-    tensors = [info for info in source.tensors if not (config.tied_head and info.name == "lm_head.weight")]
-    check_space(path, sum(info.size * (2 if info.is_matrix else 4) for info in tensors), "writing a GGUF file")
+    size = sum(info.size * (2 if info.is_matrix else 4) for info in source.tensors)
+    check_space(path, size, "writing a GGUF file")
     partial = path.with_name(f".{path.name}.partial")
     writer = gguf.GGUFWriter(partial, architecture)
     try:
         with writing_to(path.parent):
-            _write(writer, source, tensors, config, kind)
+            _write(writer, source, config, kind)
             partial.rename(path)
     finally:
         writer.close()
@@ -53,25 +55,25 @@ def export_gguf(model_dir: Path, path: Path, kind: Kind = "F16") -> Path:
     return path
 
 
-def _write(writer: Any, source: HuggingFaceSource, tensors: list[TensorInfo], config: ModelConfig, kind: Kind) -> None:
+def _write(writer: Any, source: Source, config: ModelConfig, kind: Kind) -> None:
     _add_metadata(writer, source, config, kind)
     _add_vocabulary(writer, read_vocabulary(source.path, config.vocab_size), source.config)
     divisors = _rope_divisors(source.config, config)
     if divisors is not None:
         writer.add_tensor_info("rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes)
-    for info in tensors:
+    for info in source.tensors:
         _add_info(writer, info, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     if divisors is not None:
         writer.write_tensor_data(divisors)
-    for info in tensors:
+    for info in source.tensors:
         writer.write_tensor_data(_stored(source, info, config, kind))
     writer.flush()
 
 
-def _add_metadata(writer: Any, source: HuggingFaceSource, config: ModelConfig, kind: Kind) -> None:
+def _add_metadata(writer: Any, source: Source, config: ModelConfig, kind: Kind) -> None:
     raw = source.config
     writer.add_name(source.name)
     writer.add_file_type(_FILE_TYPES[kind])
@@ -86,16 +88,15 @@ def _add_metadata(writer: Any, source: HuggingFaceSource, config: ModelConfig, k
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.norm_eps)
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0))
-    scaling = _rope_type(raw)
-    if scaling == "linear":
+    rope = rope_settings(raw)
+    writer.add_rope_freq_base(rope.theta)
+    if rope.kind == "linear":
         import gguf
 
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
-    elif scaling not in ("default", "llama3"):
-        raise SpeqError(f"{source.path}: RoPE scaling {scaling!r} cannot be written as GGUF")
+        writer.add_rope_scaling_factor(float(rope.entries["factor"]))
+    elif rope.kind not in ("default", "llama3"):
+        raise SpeqError(f"{source.path}: RoPE scaling {rope.kind!r} cannot be written as GGUF")
     windows = set(config.windows)
     if windows != {None}:
         if len(windows) > 1 or None in windows:
@@ -121,18 +122,12 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary | None, raw: dict[str, A
             add(token)
 
 
-def _rope_type(raw: dict[str, Any]) -> str:
-    entries = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    return str(entries.get("rope_type", entries.get("type", "default")))
-
-
 def _rope_divisors(raw: dict[str, Any], config: ModelConfig) -> NDArray[np.float32] | None:
     """Llama 3's scaling, of which GGUF holds what each frequency is divided by; None for other models."""
-    if _rope_type(raw) != "llama3":
+    rope = rope_settings(raw)
+    if rope.kind != "llama3":
         return None
-    entries = raw.get("rope_parameters") or raw["rope_scaling"]
-    theta = float(entries.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-    base = theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    base = rope.theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     return np.asarray(base / np.array(config.rotary.inv_freq), dtype=np.float32)
 
 
@@ -147,7 +142,7 @@ def _add_info(writer: Any, info: TensorInfo, kind: Kind) -> None:
         writer.add_tensor_info(name, info.shape, np.dtype(np.float32), 4 * info.size)
 
 
-def _stored(source: HuggingFaceSource, info: TensorInfo, config: ModelConfig, kind: Kind) -> NDArray[Any]:
+def _stored(source: Source, info: TensorInfo, config: ModelConfig, kind: Kind) -> NDArray[Any]:
     """A tensor as the file has it: float16 or BF16 bits for matrices, float32 for vectors; rows in its order."""
     array = source.read(info.name)
     if config.model_type in ("llama", "mistral"):

@@ -2,23 +2,16 @@
 
 Every drafted token is accepted with probability r as long as all before it were. A draft has L tokens, or ends before
 its first wrong one with probability s (an early stop that recognises a share s of the wrong tokens and never stops
-before a right one). Rounds draw from a two-dimensional low-discrepancy sequence instead of random numbers, so the
-averages of a generation are those of the model without noise, and the same at every run.
-
-Source of the sequence: M. Roberts, "The unreasonable effectiveness of quasirandom sequences" (2018), R2.
+before a right one). A round that begins with few tokens to go drafts no more than they leave room for.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from speq.errors import SpeqError
 
 LONGEST_DRAFT = 64
-_PLASTIC = 1.324717957244746  # root of x^3 = x + 1
-_STEP = (1 / _PLASTIC, 1 / _PLASTIC**2)
 
 
 @dataclass(frozen=True)
@@ -49,26 +42,20 @@ class Acceptance:
         if not 0 <= self.early_stop <= 1:
             raise SpeqError(f"early stop {self.early_stop:g} is out of range: use 0 to 1")
 
-    def rounds(self) -> Iterator[Round]:
-        """Rounds without end."""
-        index = 0
-        while True:
-            index += 1
-            first, second = ((0.5 + index * step) % 1 for step in _STEP)
-            right = self._right(first)
-            drafted = min(self.draft_length, right) if second < self.early_stop else self.draft_length
-            yield Round(drafted, min(drafted, right))
+    def longest(self, left: int) -> int:
+        """Most tokens that a round drafts with ``left`` to go, at least 1: the verify pass adds one of its own."""
+        return min(self.draft_length, left - 1)
 
-    def _right(self, uniform: float) -> int:
-        """How many tokens are right before the first wrong one, were the draft endless: P(right >= k) = r^k."""
-        if self.rate >= 1:
-            return LONGEST_DRAFT
-        if self.rate <= 0:
-            return 0
-        return min(LONGEST_DRAFT, int(math.log(1 - uniform) / math.log(self.rate)))
+    def outcomes(self, left: int) -> list[tuple[Round, float]]:
+        """Every round that can begin with ``left`` tokens to go, at least 1, and its probability; they sum to 1."""
+        most = self.longest(left)
+        found = [(Round(most, most), self.rate**most)]
+        for right in range(most):
+            wrong = self.rate**right * (1 - self.rate)
+            found.append((Round(most, right), wrong * (1 - self.early_stop)))
+            found.append((Round(right, right), wrong * self.early_stop))
+        return [(one, probability) for one, probability in found if probability > 0]
 
     def tokens_per_round(self) -> float:
         """Expected tokens of a round, (1 - r^(L+1)) / (1 - r), whatever the early stop."""
-        if self.rate >= 1:
-            return self.draft_length + 1.0
-        return float((1 - self.rate ** (self.draft_length + 1)) / (1 - self.rate))
+        return sum(self.rate**k for k in range(self.draft_length + 1))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from speq.errors import SpeqError
-from speq.hardware.simulator.experiment import Changes, Experiment, Pair, geometric_mean
+from speq.hardware.simulator.acceptance import Acceptance
+from speq.hardware.simulator.experiment import Changes, Experiment, Pair, geometric_mean, workload_of
 from speq.hardware.simulator.load import load, load_accelerator
 from speq.hardware.simulator.scenario import Scenario
 from speq.hardware.simulator.shapes import Shape, Task
@@ -44,6 +45,13 @@ class Comparison:
     def __init__(self, scenario: Scenario, traces: Mapping[str, Sequence[Path]] | None = None) -> None:
         self.scenario, self.traces = scenario, dict(traces or {})
         self._experiment = Experiment(scenario.accelerators, scenario.pairs, scenario.drafts, self.traces)
+
+    @property
+    def drafts(self) -> Acceptance:
+        """The acceptance model after what the scenario changes."""
+        found = workload_of(load(Task, "tasks", self.scenario.tasks[0]), self.scenario.drafts, self.scenario.settings)
+        assert isinstance(found.rounds, Acceptance)
+        return found.rounds
 
     def rows(self, changes: Changes | None = None) -> list[Row]:
         """Every pair's ratios to the reference."""

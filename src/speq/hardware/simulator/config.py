@@ -7,9 +7,11 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from speq.hardware.array_parameters import LANES
 from speq.hardware.simulator.schema import (
     Bits,
     Efficiency,
+    Loss,
     Name,
     Quantity,
     Share,
@@ -35,11 +37,19 @@ class Memory(Table):
     banks: Annotated[Quantity, positive("1", whole=True)]  # rows that can be opened side by side
     row_cycle: Annotated[Quantity, positive("ns")]  # from opening a row of a bank to opening the next one
     latency: Annotated[Quantity, amount("ns")]  # of the first byte
-    refresh_loss: Share
-    turnaround_loss: Share
+    refresh_loss: Loss
+    turnaround_loss: Loss
     read_energy: Annotated[Quantity, positive("pJ/bit")]
     write_energy: Annotated[Quantity, positive("pJ/bit")]
     background_power: Annotated[Quantity, amount("mW")]
+
+    @model_validator(mode="after")
+    def _rows_hold_bursts(self) -> Self:
+        if self.row.value % self.burst.value:
+            raise ValueError(
+                f"has rows of {self.row.value:g} bytes, which are not whole bursts of {self.burst.value:g} bytes"
+            )
+        return self
 
 
 class Array(Table):
@@ -74,7 +84,7 @@ class Mode(Table):
     """One kind of multiply-accumulate that the processing elements do."""
 
     source: Source
-    weight_bits: list[Bits]  # stored widths that this mode can take
+    weight_bits: Annotated[list[Bits], Field(min_length=1)]  # stored widths that this mode can take
     fused_rows: Size = 1  # PEs that one multiply-accumulate occupies, in both directions
     fused_columns: Size = 1
     lanes: Size = 1  # multiply-accumulates of a PE per step, along the inputs
@@ -95,6 +105,7 @@ class Pass(Table):
     """What one kind of pass reads and computes with."""
 
     source: Source
+    format: Literal["e3m0", "nested"] | None = None  # of docs/formats.md; drafts recorded with others are pointed out
     linear: Precision  # all matrices of the decoder blocks
     head: Precision  # the output head
     wide: Precision | None = None  # replaces `linear` in a share of the blocks
@@ -169,10 +180,25 @@ class Accelerator(Table):
             if one.attention_mode not in self.modes:
                 raise ValueError(f"cannot do passes.{kind}.attention_mode {one.attention_mode!r}; its PEs do {done}")
         if self.array.dataflow == "streamed":
-            for name, mode in self.modes.items():
-                if (mode.fused_rows, mode.fused_columns, mode.cycles_per_step) != (1, 1, 1) or mode.lanes not in (1, 4):
-                    raise ValueError(f"has modes.{name}, which a streamed array cannot do: 1 or 4 lanes, nothing fused")
+            self._check_streamed()
         return self
+
+    def _check_streamed(self) -> None:
+        """A streamed array multiplies by numbers of 16 bits, one a step, or by codes of at most 4, four a step."""
+        for name, mode in self.modes.items():
+            fits = all(bits == 16 if mode.lanes == 1 else bits <= 4 for bits in mode.weight_bits)
+            fused = (mode.fused_rows, mode.fused_columns, mode.cycles_per_step) != (1, 1, 1)
+            if fused or mode.lanes not in (1, LANES) or not fits:
+                raise ValueError(
+                    f"has modes.{name}, which a streamed array cannot do: 1 lane of 16 bits or {LANES} lanes of at "
+                    "most 4 bits, nothing fused"
+                )
+        for kind, one in (("exact", self.passes.exact), ("draft", self.passes.draft)):
+            if one is not None and self.modes[one.attention_mode].lanes != 1:
+                raise ValueError(
+                    f"cannot do passes.{kind}.attention_mode {one.attention_mode!r}: a streamed array multiplies keys "
+                    "and values of 16 bits, in a mode of 1 lane"
+                )
 
 
 def _list(bits: list[float]) -> str:

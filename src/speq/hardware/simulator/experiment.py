@@ -12,20 +12,35 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from speq.errors import SpeqError
-from speq.hardware.simulator.acceptance import Acceptance
+from speq.hardware.simulator.acceptance import LONGEST_DRAFT, Acceptance
 from speq.hardware.simulator.config import Accelerator
-from speq.hardware.simulator.load import load, load_accelerator
+from speq.hardware.simulator.load import check, load, load_accelerator, whole
 from speq.hardware.simulator.passes import Simulator
 from speq.hardware.simulator.run import Run, Workload, replay, simulate
-from speq.hardware.simulator.shapes import Shape, Task
+from speq.hardware.simulator.schema import Table
+from speq.hardware.simulator.shapes import Shape, Task, Tokens
 from speq.hardware.simulator.trace import read_trace
 
 Changes = Mapping[str, Any]
 DRAFT_KEYS = ("acceptance", "draft_length", "early_stop")
-WORKLOAD_KEYS = (*DRAFT_KEYS, "prompt_tokens", "new_tokens")
+
+
+class _WorkloadTable(Table):
+    """The values of the keys ``workload.NAME``."""
+
+    acceptance: Annotated[float, Field(ge=0, le=1)]
+    draft_length: Annotated[int, Field(ge=1, le=LONGEST_DRAFT)]
+    early_stop: Annotated[float, Field(ge=0, le=1)]
+    prompt_tokens: Tokens
+    new_tokens: Tokens
+
+
+WORKLOAD_KEYS = tuple(_WorkloadTable.model_fields)
 
 
 @dataclass(frozen=True)
@@ -116,7 +131,11 @@ def _prefix(name: str) -> str:
 
 
 def workload_of(task: Task, acceptance: Acceptance, changes: Changes) -> Workload:
-    """A task's generation, with the changes that begin with ``workload.``."""
+    """A task's generation, with the changes that begin with ``workload.``.
+
+    Raises:
+        SpeqError: a change is out of range.
+    """
     named = {
         "acceptance": acceptance.rate,
         "draft_length": acceptance.draft_length,
@@ -126,12 +145,10 @@ def workload_of(task: Task, acceptance: Acceptance, changes: Changes) -> Workloa
     for key, value in changes.items():
         head, _, name = key.partition(".")
         if head == "workload":
-            values[name] = value
-    for name in ("draft_length", "prompt_tokens", "new_tokens"):
-        if values[name] != int(values[name]):
-            raise SpeqError(f"workload.{name} is {values[name]}; it must be a whole number")
-    drafts = Acceptance(values["acceptance"], int(values["draft_length"]), values["early_stop"])
-    return Workload(int(values["prompt_tokens"]), int(values["new_tokens"]), drafts)
+            values[name] = whole(value) if isinstance(values.get(name), int) else value
+    found = check(_WorkloadTable, values, "workload")
+    drafts = Acceptance(found.acceptance, found.draft_length, found.early_stop)
+    return Workload(found.prompt_tokens, found.new_tokens, drafts)
 
 
 def check_keys(keys: Iterable[str], accelerators: Sequence[str], origin: str) -> None:
@@ -148,6 +165,20 @@ def check_keys(keys: Iterable[str], accelerators: Sequence[str], origin: str) ->
         elif not any(path_for(key, name) for name in accelerators):
             names = ", ".join((*map(_prefix, accelerators), "all", "workload"))
             raise SpeqError(f"{origin}: unknown key {key}; it must begin with one of {names} and a dot")
+
+
+def check_workload(key: str, values: Iterable[Any], origin: str) -> None:
+    """Find values that ``key`` cannot take, if it is one of the workload.
+
+    Raises:
+        SpeqError: there is one.
+    """
+    if not key.startswith("workload."):
+        return
+    for value in values:
+        possible = {"acceptance": 0.0, "draft_length": 1, "early_stop": 0.0, "prompt_tokens": 1, "new_tokens": 1}
+        name = key.removeprefix("workload.")
+        check(_WorkloadTable, possible | {name: whole(value) if isinstance(possible[name], int) else value}, origin)
 
 
 def geometric_mean(values: Iterable[float]) -> float:

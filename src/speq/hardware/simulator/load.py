@@ -24,6 +24,7 @@ else:
 
 BUILTIN = Path(__file__).parents[1]
 Kind = TypeVar("Kind", bound=Table)
+_LONGEST = 60  # characters of a value in a message
 
 
 def available(folder: str) -> list[str]:
@@ -57,7 +58,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no TOML, no UTF-8, endless digits or brackets
         raise SpeqError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:
         raise SpeqError(f"cannot read {path}: {error.strerror}") from None
@@ -125,9 +129,12 @@ def changed(data: dict[str, Any], path: list[str], value: Any, culprit: str) -> 
         if "value" not in old or isinstance(value, (dict, list)):
             raise SpeqError(f"{culprit}: {key} is a table: name one of its keys {', '.join(sorted(old))}")
         return data | {key: old | {"value": value, "source": f"changed from {old['value']} for this run"}}
-    if isinstance(old, int) and not isinstance(old, bool) and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return data | {key: value}
+    return data | {key: whole(value) if isinstance(old, int) and not isinstance(old, bool) else value}
+
+
+def whole(value: Any) -> Any:
+    """A value for a key that takes integers: 8.0 is 8, and anything else stays what it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _explain(kind: type[BaseModel], error: Any) -> str:
@@ -143,10 +150,18 @@ def _explain(kind: type[BaseModel], error: Any) -> str:
     if problem == "value_error":
         return f"{key} {error['ctx']['error']}"
     if problem == "literal_error":
-        return f"{key} is {error['input']!r}; it must be {error['ctx']['expected']}"
+        return f"{key} is {_shown(error['input'])}; it must be {error['ctx']['expected']}"
     given = error["input"]
-    shown = f" is {given!r}" if isinstance(given, (str, int, float, bool)) else ""
+    shown = f" is {_shown(given)}" if isinstance(given, (str, int, float, bool)) else ""
     return f"{key}{shown}; {error['msg'].replace('Input should', 'it should')}"
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it, not longer than a line."""
+    if isinstance(value, int) and abs(value) >= 10**_LONGEST:  # thousands of digits cannot even be written
+        return f"an integer of more than {_LONGEST} digits"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _table_at(kind: type[BaseModel], where: list[str]) -> type[BaseModel]:

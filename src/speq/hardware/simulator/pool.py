@@ -21,7 +21,7 @@ def run_here(sweep: Sweep, missing: Sequence[tuple[int, Path]], workers: int | N
     """Compute missing parts in ``workers`` processes, as many as there are cores by default; 1 computes in this one.
 
     Raises:
-        SpeqError: a point is impossible. Parts that were finished before stay.
+        SpeqError: a point is impossible, or so many processes cannot be started. Parts that were finished before stay.
     """
     workers = min(workers or os.cpu_count() or 1, max(1, len(missing)))
     if workers == 1:
@@ -30,8 +30,14 @@ def run_here(sweep: Sweep, missing: Sequence[tuple[int, Path]], workers: int | N
             done(count)
         return
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=context)
+    try:
         waiting = [pool.submit(write_part, sweep, part, path) for part, path in missing]
+    except (RuntimeError, OSError) as error:  # what they raise where the system starts no more threads or processes
+        for child in multiprocessing.active_children():  # which would wait for work for ever, and we for them
+            child.terminate()
+        raise SpeqError(f"cannot start {workers} processes ({error}): use fewer with --workers") from None
+    with pool:
         try:
             for count, one in enumerate(as_completed(waiting), 1):
                 one.result()

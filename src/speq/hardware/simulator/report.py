@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from speq.hardware.simulator.acceptance import Acceptance
 from speq.hardware.simulator.compare import Comparison, titles
 from speq.hardware.simulator.cost import Cost, Layer
 from speq.hardware.simulator.experiment import geometric_mean
 from speq.hardware.simulator.load import load_accelerator
 from speq.hardware.simulator.run import Run
+from speq.hardware.simulator.sampling import Check
 from speq.hardware.simulator.sensitivity import Requirement
+from speq.hardware.simulator.trace import read_trace
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +29,7 @@ def show_run(console: Console, run: Run, heading: str) -> None:
         count = run.passes[kind]
         table.add_row(
             kind,
-            f"{count}",
+            _count(count),
             f"{cost.cycles / count / run.frequency * 1e3:.3f}",
             cost.bound,
             f"{cost.utilisation:.1%}",
@@ -37,7 +41,8 @@ def show_run(console: Console, run: Run, heading: str) -> None:
     console.print(table)
     line = f"{run.new_tokens} tokens in {run.seconds:.3f} s, {run.tokens_per_second:.2f} tokens/s, {run.joules:.2f} J"
     if run.rounds:
-        line += f"; {run.rounds} rounds, {run.accepted} of {run.drafted} drafted tokens accepted"
+        counts = tuple(map(_count, (run.rounds, run.accepted, run.drafted)))
+        line += "; {} rounds, {} of {} drafted tokens accepted".format(*counts)
     console.print(line)
 
 
@@ -96,11 +101,64 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     for change in scenario.changes:
         console.print(f"  {change.key} = {change.value:g}: {change.source}", soft_wrap=True)
     console.print("Assumptions, where not changed above:" if scenario.changes else "Assumptions:")
+    if not comparison.traces:
+        rate = scenario.acceptance
+        console.print(f"  Acceptance of a drafted token {rate.value:g}: {rate.source}", soft_wrap=True)
     for assumption in scenario.assumptions:
         console.print(f"  {assumption}", soft_wrap=True)
     if comparison.traces:
         count = sum(len(paths) for paths in comparison.traces.values())
         console.print(f"Drafts and lengths of {count} recorded generations replace acceptance, draft length and tasks.")
+        paths = [path for paths in comparison.traces.values() for path in paths]
+        if remark := of_other_codes(scenario.subject, paths):
+            console.print(remark, soft_wrap=True)
+
+
+def of_other_codes(accelerator: str, traces: Sequence[Path]) -> str | None:
+    """A remark on traces that were recorded with drafts which ``accelerator`` cannot compute."""
+    one = load_accelerator(accelerator)
+    codes = one.passes.draft.format if one.passes.draft else None
+    found = {read_trace(path).format for path in traces}
+    others = sorted(name for name in found if name is not None and name != codes)
+    if codes is None or not others:
+        return None
+    return (
+        f"Recorded with drafts of {' and '.join(others)} codes, which {one.title} cannot compute: its array computes "
+        f"{codes}. They show what drafts of a real generation look like, not what this accelerator would reach."
+    )
+
+
+def show_beside(console: Console, comparisons: Sequence[Comparison]) -> None:
+    """The subject's speed-ups in several scenarios, and the published ones."""
+    first = comparisons[0].scenario
+    names = titles(first)
+    over = [f"over {names.get(one.accelerator, one.accelerator)}" for one in first.published]
+    table = _table("Scenarios: speed-up / gain in energy", "scenario", "acceptance", *over)
+    for comparison in comparisons:
+        scenario = comparison.scenario
+        rate = "recorded" if comparison.traces else f"{comparison.drafts.rate:g}"
+        cells = [f"{one.ours:.2f} ({one.deviation:+.1%}) / {one.energy:.2f}" for one in comparison.ratios()]
+        table.add_row(scenario.name + (" (fitted)" if scenario.fitted else ""), rate, *cells)
+    table.add_row("published", "", *(f"{one.speedup.value:.2f}" for one in first.published))
+    console.print(table)
+
+
+def show_checks(console: Console, found: Sequence[Check]) -> None:
+    """By acceptance and draft length: the largest difference of a pair, in time or energy, from the sampled mean."""
+    lengths = sorted({one.acceptance.draft_length for one in found})
+    heading = "Expectation over sampled mean, less 1: the largest of all pairs, of time and energy, by draft length"
+    table = _table(heading, "acceptance", "early stop", *map(str, lengths))
+    for rate, stop in sorted({(one.acceptance.rate, one.acceptance.early_stop) for one in found}):
+        cells = []
+        for length in lengths:
+            own = [one for one in found if one.acceptance == Acceptance(rate, length, stop)]
+            differences = [difference for one in own for difference in one.differences]
+            cells.append(f"{max(differences, key=abs):+.2%}" if own else "")
+        table.add_row(f"{rate:g}", f"{stop:g}", *cells)
+    console.print(table)
+    largest = max(abs(difference) for one in found for difference in one.differences)
+    error = max(error for one in found for error in one.errors)
+    console.print(f"{len(found):,} expectations: largest difference {largest:.2%}, largest standard error {error:.2%}")
 
 
 def show_requirements(console: Console, found: Sequence[Requirement], names: Mapping[str, str]) -> None:
@@ -117,6 +175,11 @@ def show_requirements(console: Console, found: Sequence[Requirement], names: Map
             f"{one.reached[0]:.2f} .. {one.reached[1]:.2f}",
         )
     console.print(table)
+
+
+def _count(value: float) -> str:
+    """A count, or an expected one with one decimal."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
 def _energy_split(cost: Cost) -> str:

@@ -1,8 +1,14 @@
-"""A whole generation on an accelerator: which passes it takes and what they cost together."""
+"""A whole generation on an accelerator: which passes it takes and what they cost together.
+
+Recorded rounds are replayed one by one. Under an acceptance model a generation is a Markov chain over the tokens that
+it has: a round that begins after i of them leads to i + 1 ... i + L + 1, with probabilities that do not depend on how
+it got there. So the expected number of rounds that begin at each i follows from those before it, and the expectation of
+whatever adds up over passes (time, energy, bytes, counts) is a sum over i and the outcomes of a round there. It is
+exact: every pass has the cost of its own context, and the last round is cut off by the limit of new tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from speq.errors import SpeqError
@@ -41,7 +47,7 @@ def replay(trace: Trace) -> Workload:
 
 @dataclass
 class Run:
-    """What a generation cost.
+    """What a generation cost; under an acceptance model, what it costs on average.
 
     Attributes:
         total: everything. by_kind: the same, by kind of pass. passes: how many there were of each kind.
@@ -51,12 +57,18 @@ class Run:
 
     new_tokens: int
     frequency: float
-    total: Cost = field(default_factory=Cost)
     by_kind: dict[Kind, Cost] = field(default_factory=dict)
-    passes: dict[Kind, int] = field(default_factory=dict)
-    drafted: int = 0
-    accepted: int = 0
-    rounds: int = 0
+    passes: dict[Kind, float] = field(default_factory=dict)
+    drafted: float = 0
+    accepted: float = 0
+    rounds: float = 0
+
+    @property
+    def total(self) -> Cost:
+        everything = Cost()
+        for cost in self.by_kind.values():
+            everything.add(cost)
+        return everything
 
     @property
     def seconds(self) -> float:
@@ -72,46 +84,87 @@ class Run:
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens over the seconds of the whole generation."""
+        """New tokens over the (expected) seconds of the whole generation."""
         return self.new_tokens / self.seconds
 
-    def count(self, spec: PassSpec, cost: Cost) -> None:
-        """Add one pass."""
-        self.total.add(cost)
-        self.by_kind.setdefault(spec.kind, Cost()).add(cost)
-        self.passes[spec.kind] = self.passes.get(spec.kind, 0) + 1
+    def count(self, spec: PassSpec, cost: Cost, times: float = 1) -> None:
+        """Add a pass, ``times`` over."""
+        self.by_kind.setdefault(spec.kind, Cost()).add(cost, times)
+        self.passes[spec.kind] = self.passes.get(spec.kind, 0) + times
+
+    def count_rounds(self, one: Round, times: float = 1) -> None:
+        """Add a round to the counts of drafts, ``times`` over; one without drafts is a step of plain decoding."""
+        if one.drafted:
+            self.rounds += times
+            self.drafted += one.drafted * times
+            self.accepted += one.accepted * times
 
 
 def simulate(simulator: Simulator, workload: Workload) -> Run:
-    """Run a generation: with drafts if the accelerator has draft passes, plainly otherwise."""
+    """Run a generation: with drafts if the accelerator has draft passes, plainly otherwise.
+
+    Under an acceptance model all that the run holds is an expectation.
+    """
     run = Run(workload.new_tokens, simulator.machine.frequency)
     new_in_prefill = workload.prompt_tokens - workload.cached
     _take(run, simulator, PassSpec("prefill", new_in_prefill, workload.cached, 1))
-    speculative = simulator.machine.accelerator.passes.draft is not None
-    rounds = _rounds(workload.rounds) if speculative else iter(())
-    context, left = workload.prompt_tokens, workload.new_tokens - 1
-    while left > 0:
-        drafted, accepted = _limit(next(rounds, Round(0, 0)), left)
-        for step in range(drafted):
-            _take(run, simulator, PassSpec("draft", 1, context + step, 1))
-        kind: Kind = "verify" if drafted else "step"
-        _take(run, simulator, PassSpec(kind, drafted + 1, context, drafted + 1))
-        if drafted:
-            run.rounds, run.drafted, run.accepted = run.rounds + 1, run.drafted + drafted, run.accepted + accepted
-        context += accepted + 1
-        left -= accepted + 1
+    if simulator.machine.accelerator.passes.draft is None:
+        _replay(run, simulator, workload, ())
+    elif isinstance(workload.rounds, Acceptance):
+        _expect(run, simulator, workload, workload.rounds)
+    else:
+        _replay(run, simulator, workload, workload.rounds)
     return run
 
 
-def _take(run: Run, simulator: Simulator, spec: PassSpec) -> None:
-    run.count(spec, simulator.cost(spec))
+def _replay(run: Run, simulator: Simulator, workload: Workload, recorded: tuple[Round, ...]) -> None:
+    """Rounds as they were recorded, and plain steps when there are no more."""
+    rounds = iter(recorded)
+    context, left = workload.prompt_tokens, workload.new_tokens - 1
+    while left > 0:
+        one = _limit(next(rounds, Round(0, 0)), left)
+        for step in range(one.drafted):
+            _take(run, simulator, PassSpec("draft", 1, context + step, 1))
+        _take(run, simulator, _verification(one.drafted, context))
+        run.count_rounds(one)
+        context += one.accepted + 1
+        left -= one.accepted + 1
 
 
-def _rounds(source: Acceptance | Iterable[Round]) -> Iterator[Round]:
-    return source.rounds() if isinstance(source, Acceptance) else iter(source)
+def _expect(run: Run, simulator: Simulator, workload: Workload, model: Acceptance) -> None:
+    """The expectation over all generations, by the number of tokens after which a round begins."""
+    tokens = workload.new_tokens - 1
+    beginning = [1.0] + [0.0] * tokens  # rounds that begin after so many tokens
+    drafts = [0.0] * tokens  # draft passes at that context
+    for done in range(tokens):
+        context, verified = workload.prompt_tokens + done, [0.0] * (model.longest(tokens - done) + 1)
+        if beginning[done]:
+            for one, probability in model.outcomes(tokens - done):
+                share = beginning[done] * probability
+                beginning[done + one.accepted + 1] += share
+                verified[one.drafted] += share
+                run.count_rounds(one, share)
+            longer = 0.0
+            for step in reversed(range(len(verified) - 1)):
+                longer += verified[step + 1]
+                drafts[done + step] += longer
+        if drafts[done]:
+            _take(run, simulator, PassSpec("draft", 1, context, 1), drafts[done])
+        for drafted, times in enumerate(verified):
+            if times:
+                _take(run, simulator, _verification(drafted, context), times)
 
 
-def _limit(one: Round, left: int) -> tuple[int, int]:
+def _take(run: Run, simulator: Simulator, spec: PassSpec, times: float = 1) -> None:
+    run.count(spec, simulator.cost(spec), times)
+
+
+def _verification(drafted: int, context: int) -> PassSpec:
+    """The pass that ends a round."""
+    return PassSpec("verify" if drafted else "step", drafted + 1, context, drafted + 1)
+
+
+def _limit(one: Round, left: int) -> Round:
     """A round that yields no more than ``left`` tokens: the loop plans drafts accordingly."""
     drafted = min(one.drafted, left - 1)
-    return drafted, min(one.accepted, drafted)
+    return Round(drafted, min(one.accepted, drafted))

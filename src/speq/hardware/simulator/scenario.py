@@ -8,9 +8,9 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from speq.hardware.simulator.acceptance import Acceptance
-from speq.hardware.simulator.experiment import Pair, check_keys
+from speq.hardware.simulator.experiment import Pair, check_keys, check_workload
 from speq.hardware.simulator.load import check, tables
-from speq.hardware.simulator.schema import Name, Quantity, Share, Source, Table, positive
+from speq.hardware.simulator.schema import Name, Names, Quantity, Share, Source, Table, Values, positive
 
 
 class Change(Table):
@@ -30,8 +30,8 @@ class Knob(Table):
     name: Name
     title: str
     unit: str
-    keys: Annotated[list[str], Field(min_length=1)]
-    values: Annotated[list[float], Field(min_length=2)]
+    keys: Names
+    values: Annotated[Values, Field(min_length=2)]
     moves: list[str] = Field(default_factory=list)
     logarithmic: bool = False
     whole: bool = False
@@ -53,9 +53,9 @@ class Scenario(Table):
     assumptions: list[str]
     subject: str
     reference: str
-    accelerators: Annotated[list[str], Field(min_length=1)]
-    models: Annotated[list[str], Field(min_length=1)]
-    tasks: Annotated[list[str], Field(min_length=1)]
+    accelerators: Names
+    models: Names
+    tasks: Names
     acceptance: Share
     draft_length: Annotated[Quantity, positive("token", most=64, whole=True)]
     early_stop: Share
@@ -95,6 +95,11 @@ def load_scenario(name: str) -> Scenario:
         data = tables("scenarios", base)[1] | {key: value for key, value in data.items() if key != "extends"}
     scenario = check(Scenario, data, origin)
     for knob in scenario.knobs:
-        check_keys(knob.keys, scenario.accelerators, f"scenario {name}, knob {knob.name}")
+        origin = f"scenario {name}, knob {knob.name}"
+        check_keys(knob.keys, scenario.accelerators, origin)
+        for key in knob.keys:
+            check_workload(key, knob.values, origin)
     check_keys(scenario.settings, scenario.accelerators, f"scenario {name}")
+    for key, value in scenario.settings.items():
+        check_workload(key, [value], f"scenario {name}")
     return scenario

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -66,12 +66,16 @@ class Linear:
     outputs: int
 
 
+Tokens: TypeAlias = Annotated[int, Field(gt=0, le=1 << 16)]
+"""How long a prompt or a text is."""
+
+
 class Task(Table):
     """What is generated: lengths, and how well drafts do if no trace says so."""
 
     name: Name
     title: str
     source: Source
-    prompt_tokens: Annotated[int, Field(gt=0, le=1 << 16)]
-    new_tokens: Annotated[int, Field(gt=0, le=1 << 16)]
+    prompt_tokens: Tokens
+    new_tokens: Tokens
     kind: Literal["mathematics", "code", "conversation"]

@@ -20,14 +20,14 @@ from typing_extensions import Self
 
 from speq.errors import SpeqError
 from speq.hardware.simulator.acceptance import Acceptance
-from speq.hardware.simulator.experiment import check_keys, path_for, run_once, workload_of
+from speq.hardware.simulator.experiment import check_keys, check_workload, path_for, run_once, workload_of
 from speq.hardware.simulator.files import make_directory, replacing, write_json
 from speq.hardware.simulator.load import load, tables
 from speq.hardware.simulator.scenario import Change
-from speq.hardware.simulator.schema import Name, Quantity, Share, Table, positive
+from speq.hardware.simulator.schema import Name, Names, Quantity, Share, Table, Values, positive
 from speq.hardware.simulator.shapes import Task
 
-VERSION = 1  # of the model and of the columns below; parts of another version are not continued
+VERSION = 2  # of the model and of the columns below; parts of another version are not continued
 PART = 200  # points
 MOST_POINTS = 5_000_000
 
@@ -37,8 +37,8 @@ class Axis(Table):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     unit: str
-    keys: Annotated[list[str], Field(min_length=1)]
-    values: Annotated[list[float], Field(min_length=1)]
+    keys: Names
+    values: Values
 
 
 class Sweep(Table):
@@ -61,6 +61,13 @@ class Sweep(Table):
         names = [axis.name for axis in self.axes]
         if len(set(names)) < len(names) or set(names) & set(RESULTS):
             raise ValueError(f"has axes {', '.join(names)}; each needs a name of its own, none of {', '.join(RESULTS)}")
+        for name in (self.subject, self.reference):
+            taken: dict[str, str] = {}
+            for axis in self.axes:
+                for key in axis.keys:
+                    path = key if key.startswith("workload.") else path_for(key, name)
+                    if path is not None and taken.setdefault(path, axis.name) != axis.name:
+                        raise ValueError(f"has axes {taken[path]} and {axis.name}, which both set {path} of {name}")
         return self
 
     @property
@@ -81,8 +88,13 @@ def load_sweep(name: str) -> Sweep:
     sweep = load(Sweep, "sweeps", name)
     accelerators = (sweep.subject, sweep.reference)
     for axis in sweep.axes:
-        check_keys(axis.keys, accelerators, f"sweep {name}, axis {axis.name}")
+        origin = f"sweep {name}, axis {axis.name}"
+        check_keys(axis.keys, accelerators, origin)
+        for key in axis.keys:
+            check_workload(key, axis.values, origin)
     check_keys((change.key for change in sweep.changes), accelerators, f"sweep {name}")
+    for change in sweep.changes:
+        check_workload(change.key, [change.value], f"sweep {name}")
     if sweep.points > MOST_POINTS:
         raise SpeqError(f"sweep {name} has {sweep.points:,} points, more than {MOST_POINTS:,}: give axes fewer values")
     return sweep
@@ -163,6 +175,24 @@ def prepare(sweep: Sweep, directory: Path) -> list[tuple[int, Path]]:
     return [(part, path) for part, path in paths if not path.exists()]
 
 
+def _read(path: Path) -> Any:
+    """A Parquet file as a table. Without a pool, which would wait for ever for threads that the system refuses.
+
+    Raises:
+        SpeqError: not even the one thread that is needed is started.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read(use_threads=False)
+    except pa.ArrowInvalid:
+        raise
+    except pa.ArrowException as error:
+        raise SpeqError(f"cannot read {path} ({error}): raise the system's limit of threads") from None
+
+
 def join(sweep: Sweep, directory: Path) -> Path:
     """Write all parts, in order, as ``points.parquet``."""
     import pyarrow as pa
@@ -170,7 +200,7 @@ def join(sweep: Sweep, directory: Path) -> Path:
 
     parts = [directory / "parts" / f"part-{part:05d}.parquet" for part in range(parts_of(sweep))]
     try:
-        table = pa.concat_tables([pq.read_table(path) for path in parts])
+        table = pa.concat_tables([_read(path) for path in parts])
     except (pa.ArrowInvalid, OSError) as error:
         raise SpeqError(f"a part in {directory / 'parts'} is damaged ({error}): delete it and run again") from None
     path = directory / "points.parquet"
@@ -194,12 +224,11 @@ def _fingerprint(sweep: Sweep) -> str:
 
 def finish(sweep: Sweep, directory: Path) -> tuple[dict[str, Any], list[Path]]:
     """Join the parts and draw the Pareto plots; returns a summary and the files."""
-    import pyarrow.parquet as pq
 
     from speq.hardware.simulator import plots
 
     path = join(sweep, directory)
-    columns = pq.read_table(path).to_pydict()
+    columns = _read(path).to_pydict()
     made = [path, *plots.pareto(columns, directory)]
     fronts = {
         name: [

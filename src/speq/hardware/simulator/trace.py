@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from speq.errors import SpeqError
-from speq.hardware.simulator.acceptance import Round
+from speq.hardware.simulator.acceptance import LONGEST_DRAFT, Round
 
 VERSION = 2
+MOST_TOKENS = 1 << 20  # of a prompt or a text, more than any model takes
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a generation did. ``cached`` tokens of the prompt were in the cache before it."""
+    """What a generation did. ``cached`` tokens of the prompt were in the cache before it.
+
+    ``format`` is that of the weights that drafted, if the trace says so.
+    """
 
     name: str
     prompt_tokens: int
     cached: int
     new_tokens: int
     rounds: tuple[Round, ...]
+    format: str | None = None
 
 
 def read_trace(path: Path) -> Trace:
@@ -42,7 +47,7 @@ def read_trace(path: Path) -> Trace:
         raise SpeqError(f"{path} is not a trace: record one with `speq generate --trace FILE`")
     if version != VERSION:
         raise SpeqError(f"{path} is a trace of version {version!r}; this speq reads version {VERSION}: record it again")
-    prompt, new = (_count(path, 1, header, key) for key in ("prompt_tokens", "new_tokens"))
+    prompt, new = (_count(path, 1, header, key, most=MOST_TOKENS) for key in ("prompt_tokens", "new_tokens"))
     steps = [(number, _parse(path, number, line)) for number, line in enumerate(lines[1:], 2)]
     prefilled = sum(_count(path, number, step, "prefill") for number, step in steps if "prefill" in step)
     if prefilled > prompt:
@@ -52,28 +57,34 @@ def read_trace(path: Path) -> Trace:
     for number, step in steps:
         if "prefill" in step:
             continue
-        drafted, accepted, at = (_count(path, number, step, key) for key in ("drafted", "accepted", "context"))
+        drafted = _count(path, number, step, "drafted", most=LONGEST_DRAFT)
+        accepted, at = (_count(path, number, step, key) for key in ("accepted", "context"))
         if accepted > drafted or at != context:
             raise SpeqError(f"{path}, line {number}: this round does not follow from those before it: record it again")
         rounds.append(Round(drafted, accepted))
         context += accepted + 1
     if not prefilled or 1 + sum(one.accepted + 1 for one in rounds) < new:
         raise SpeqError(f"{path} is incomplete: its steps yield fewer than {new} tokens: record it again")
-    return Trace(path.name, prompt, prompt - prefilled, new, tuple(rounds))
+    format = header.get("format")
+    if format is not None and not isinstance(format, str):
+        raise SpeqError(f"{path}, line 1: format is {format!r}; it must be the name of a format")
+    return Trace(path.name, prompt, prompt - prefilled, new, tuple(rounds), format)
 
 
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, endless digits or brackets
         value = None
     if not isinstance(value, dict):
         raise SpeqError(f"{path}, line {number}: not a line of a trace: record one with `speq generate --trace FILE`")
     return value
 
 
-def _count(path: Path, number: int, line: dict[str, Any], key: str) -> int:
+def _count(path: Path, number: int, line: dict[str, Any], key: str, most: int = 2 * MOST_TOKENS) -> int:
     value = line.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise SpeqError(f"{path}, line {number}: {key} is {value!r}; it must be a count of tokens")
+    if value > most:
+        raise SpeqError(f"{path}, line {number}: {key} is more than {most:,}, the most that is replayed")
     return value

@@ -17,13 +17,13 @@ from speq.bits import SplitTensor
 from speq.errors import SpeqError
 from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
 from speq.kernels.step import Cache, Rows, Weights
-from speq.processors import default_threads
+from speq.processors import checked_threads
 
 _NONE = np.zeros(0, np.int32)
 
 
 def matrix(tensor: SplitTensor) -> _native.Matrix:
-    """The native view of a split tensor, over the same memory: the tensor must outlive it."""
+    """The native view of a split tensor, over the same memory, which it keeps alive."""
     spec = tensor.spec
     return _native.Matrix.make(
         tensor.shape,
@@ -61,7 +61,9 @@ class NativeStep:
         isa: kernels to use, by default ``SPEQ_ISA`` or the best this machine can run.
 
     Raises:
-        SpeqError: ``isa`` is not available here, or ``threads`` is not positive.
+        SpeqError: ``isa`` is not available here, the system does not start so many threads, or a weight is of another
+            kind.
+        ValueError: a weight or a buffer has another width than an operator needs.
     """
 
     def __init__(
@@ -77,14 +79,13 @@ class NativeStep:
         isa = isa or os.environ.get("SPEQ_ISA", "")
         if isa and isa not in available_isas():
             raise SpeqError(f"no kernels for '{isa}' on this machine; SPEQ_ISA may be: {', '.join(available_isas())}")
-        if threads is not None and threads < 1:
-            raise SpeqError(f"--threads must be at least 1, not {threads}")
+        threads = checked_threads(threads)
         self._weights = weights
         self._cache = cache
         self._keys, self._values = cache.keys.view(np.uint16), cache.values.view(np.uint16)
         self._step = _native.Step.make(
             isa,
-            threads or default_threads(),
+            threads,
             max_tokens,
             self._keys,
             self._values,
@@ -116,8 +117,8 @@ class NativeStep:
         self._run(rows, 0, self._step.operators)
 
     def logits(self) -> NDArray[np.float32]:
-        """Of the rows that the last pass wanted, float32 ``[wanted, vocab]``: a view that the next pass overwrites."""
-        return self._step.logits(len(self._last.wanted))
+        """Of the rows that the last pass wanted, float32 ``[wanted, vocab]``, which later passes leave alone."""
+        return self._step.logits()
 
     def drawn(self) -> list[tuple[int, float]]:
         """(token, confidence) of each draw of the last pass; token -1 where a logit is not finite."""
@@ -165,14 +166,14 @@ class NativeStep:
     def _split(self, name: str) -> SplitTensor:
         tensor = self._weights[name]
         if not isinstance(tensor, SplitTensor):
-            raise TypeError(f"{name} must be a split matrix")
+            raise SpeqError(f"{name} is not stored as a split matrix; convert the model again")
         return tensor
 
     def _vector(self, name: str) -> NDArray[np.float32]:
         if name not in self._vectors:
             vector = self._weights[name]
             if isinstance(vector, SplitTensor):
-                raise TypeError(f"{name} must be a vector")
+                raise SpeqError(f"{name} is stored as a split matrix, not as a vector; convert the model again")
             self._vectors[name] = np.ascontiguousarray(vector, dtype=np.float32)
         return self._vectors[name]
 
@@ -198,7 +199,8 @@ class NativeStep:
             gate, up = self._matrix(op.gate), self._matrix(op.up)
             if self._split(op.gate).spec.dtype != self._split(op.up).spec.dtype:
                 raise SpeqError(f"{op.gate} and {op.up} differ in dtype; convert the checkpoint with --dtype")
-            step.gated_linear(buffers[op.x], self._norm(op.norm), gate, up, buffers[op.out])
+            gate_bias, up_bias = (self._vector(bias) if bias else None for bias in (op.gate_bias, op.up_bias))
+            step.gated_linear(buffers[op.x], self._norm(op.norm), gate, up, buffers[op.out], gate_bias, up_bias)
         elif isinstance(op, Attention):
             shape = (op.layer, op.heads, op.kv_heads, op.head_dim)
             norms = self._norm(op.q_norm), self._norm(op.k_norm)

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <thread>
 #include <vector>
 
 #include "aligned.h"
+#include "checks.h"
+#include "released.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 
@@ -29,21 +31,21 @@ uint64_t sum_words(const uint64_t* words, size_t count) {
 
 // Bytes per second of the best of `repeats` passes of `threads` threads over `bytes` bytes.
 double read_bandwidth(size_t bytes, int threads, int repeats) {
+    speq::require(threads >= 1 && repeats >= 1, "threads and repeats must be positive");
     const size_t words = bytes / sizeof(uint64_t);
     const auto memory = speq::make_aligned<uint64_t>(words);
     std::fill_n(memory.get(), words, 1);  // pages that nobody wrote to would all be one, in the cache
     std::vector<uint64_t> totals(threads);
     double best = 0;
-    nb::gil_scoped_release release;
+    const speq::Released released;
     for (int i = 0; i < repeats; ++i) {
         const auto start = std::chrono::steady_clock::now();
-        std::vector<std::thread> readers;
-        for (int reader = 0; reader < threads; ++reader)
-            readers.emplace_back([&, reader] {
+        {
+            const speq::Threads readers(0, threads, [&](int reader) {
                 const size_t share = words / threads / 16 * 16;
                 totals[reader] += sum_words(memory.get() + reader * share, share);
             });
-        for (auto& reader : readers) reader.join();
+        }
         const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
         best = std::max(best, static_cast<double>(bytes) / elapsed.count());
     }

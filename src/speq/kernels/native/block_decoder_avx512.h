@@ -89,9 +89,9 @@ template <class F>
 class DraftTableMaker {
   public:
     SPEQ_INLINE explicit DraftTableMaker(const SplitWeight& w)
-        : levels_(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
-                                    _mm_load_si128(reinterpret_cast<const __m128i*>(w.levels)))),
-                                _mm512_set1_ps(1.0f / 64))) {}
+        : levels_(_mm512_mul_ps(
+              _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(w.levels)))),
+              _mm512_set1_ps(1.0f / 64))) {}
     SPEQ_INLINE void make(const uint16_t* scales, Table (&out)[kWides]) const {
         const __m512i four = four_scales(scales);
         unroll<kWides>([&](auto i) SPEQ_LAMBDA {

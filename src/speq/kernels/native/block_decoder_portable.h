@@ -51,8 +51,8 @@ class DraftTableMaker {
             for (int c = 0; c < 16; ++c) {
                 const float value = levels_[c] / 64.0f * bf16_to_float(scales[r]);
                 const bool is_subnormal = std::abs(value) < std::numeric_limits<float>::min();
-                out[r].bits[c] =
-                    static_cast<uint16_t>(std::bit_cast<uint32_t>(is_subnormal ? 0 * value : nearest_bf16(value)) >> 16);
+                out[r].bits[c] = static_cast<uint16_t>(
+                    std::bit_cast<uint32_t>(is_subnormal ? 0 * value : nearest_bf16(value)) >> 16);
             }
     }
 

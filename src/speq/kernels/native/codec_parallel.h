@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -20,7 +21,7 @@ struct JoinedThreads {
 };
 
 // Calls `work()` once per thread for a function object, and that object with every index in [0, count). Rethrows the
-// first exception.
+// first exception. Where the system does not start so many threads, those that it starts share the work.
 template <typename MakeWorker>
 void parallel_for(int64_t count, int threads, const MakeWorker& make_worker) {
     std::atomic<int64_t> next = 0;
@@ -38,7 +39,12 @@ void parallel_for(int64_t count, int threads, const MakeWorker& make_worker) {
     };
     {
         JoinedThreads helpers;
-        for (int64_t i = 1; i < std::min<int64_t>(threads, count); ++i) helpers.threads.emplace_back(run);
+        const int64_t wanted = std::min<int64_t>(threads, count) - 1;
+        helpers.threads.reserve(static_cast<size_t>(std::max<int64_t>(wanted, 0)));
+        try {
+            for (int64_t i = 0; i < wanted; ++i) helpers.threads.emplace_back(run);
+        } catch (const std::system_error&) {
+        }
         run();
     }
     if (failure) std::rethrow_exception(failure);

@@ -19,7 +19,8 @@ struct Planes {
     SPEQ_INLINE void prefetch_after() const {
         constexpr int size = kRowsPerBlock * kBlock / 2;
         unroll<size / 64>([&](auto i) SPEQ_LAMBDA { prefetch(codes + Blocks * size + i * 64); });
-        if constexpr (!F::is_draft) unroll<F::tile / 64>([&](auto i) SPEQ_LAMBDA { prefetch(residual + Blocks * F::tile + i * 64); });
+        if constexpr (!F::is_draft)
+            unroll<F::tile / 64>([&](auto i) SPEQ_LAMBDA { prefetch(residual + Blocks * F::tile + i * 64); });
     }
 };
 

@@ -6,11 +6,11 @@
 #include <algorithm>
 #include <barrier>
 #include <chrono>
-#include <stdexcept>
-#include <thread>
-#include <vector>
 
+#include "arrays.h"
 #include "half.h"
+#include "released.h"
+#include "threads.h"
 #ifdef SPEQ_X86
 #include <immintrin.h>
 #endif
@@ -80,35 +80,34 @@ Rows best_rows() {
 }
 
 // Fills y and returns the seconds that it took `threads` threads, the time to start them not counted.
-double half_product(nb::ndarray<const uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> weights,
-                    nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu> x,
-                    nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu> y, int threads) {
+double half_product(speq::Table<const uint16_t> weights, speq::Vector<const float> x, speq::Vector<float> y,
+                    int threads) {
     const size_t rows = weights.shape(0), columns = weights.shape(1);
-    if (x.shape(0) != columns || y.shape(0) != rows) throw std::invalid_argument("x or y has another width");
-    if (threads < 1) throw std::invalid_argument("threads must be positive");
+    speq::require(x.shape(0) == columns && y.shape(0) == rows, "x or y has another width");
+    speq::require(threads >= 1, "threads must be positive");
+    speq::require_aligned(weights, x, y);
     const Rows product = best_rows();
     const size_t share = (rows / threads + kRows) / kRows * kRows;
-    nb::gil_scoped_release release;
+    const speq::Released released;
     std::barrier ready(threads), done(threads);
     const auto work = [&](int member) {
         const size_t first = std::min(rows, member * share), last = std::min(rows, first + share);
         product(weights.data() + first * columns, columns, last - first, x.data(), y.data() + first);
         done.arrive_and_wait();
     };
-    std::vector<std::thread> others;
-    for (int member = 1; member < threads; ++member)
-        others.emplace_back([&, member] {
-            ready.arrive_and_wait();
-            work(member);
-        });
+    const speq::Threads others(1, threads, [&](int member) {
+        ready.arrive_and_wait();
+        work(member);
+    });
     ready.arrive_and_wait();
     const auto start = std::chrono::steady_clock::now();
     work(0);
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    for (auto& other : others) other.join();
     return elapsed.count();
 }
 
 }  // namespace
 
-void bind_half_product(nb::module_& m) { m.def("half_product", &half_product); }
+void bind_half_product(nb::module_& m) {
+    m.def("half_product", &half_product, nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg());
+}

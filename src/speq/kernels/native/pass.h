@@ -16,11 +16,12 @@ enum class Level { draft, exact };
 struct Span {
     int first, count;  // rows of the pass
     int start;
-    int deepest;                     // depth of the deepest row; count - 1 for a chain
-    bool is_chain;                   // every row is the child of the row before it
-    std::vector<int32_t> pages;      // of the KV cache, in the order of their slots
-    std::vector<int32_t> depths;     // of a tree: of each row, 0 for children of what is in the cache already
-    std::vector<int32_t> ancestors;  // of a tree: for each row the rows on the path to it, itself last, deepest + 1 wide
+    int deepest;                  // depth of the deepest row; count - 1 for a chain
+    bool is_chain;                // every row is the child of the row before it
+    std::vector<int32_t> pages;   // of the KV cache, in the order of their slots
+    std::vector<int32_t> depths;  // of a tree: of each row, 0 for children of what is in the cache already
+    std::vector<int32_t>
+        ancestors;  // of a tree: for each row the rows on the path to it, itself last, deepest + 1 wide
 
     const int32_t* path(int row) const { return ancestors.data() + static_cast<size_t>(row) * (deepest + 1); }
     int end() const { return start + count; }  // slots

@@ -6,6 +6,8 @@
 // - v_i) is at least v_i, so a token with v_i > p_i * (second best ratio so far) is out of the race before its
 // logarithm is taken. Everything that decides a token is made of single IEEE operations in a fixed order, hence equal
 // on every machine.
+#include "sampling.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
@@ -20,11 +22,11 @@
 #include <limits>
 #include <numeric>
 #include <queue>
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
-#include "sampling.h"
+#include "arrays.h"
+#include "released.h"
 #include "sampling_noise.h"
 
 namespace nb = nanobind;
@@ -33,7 +35,7 @@ using namespace speq;
 
 namespace {
 
-using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Row = Vector<const float>;
 
 constexpr int64_t kNotFinite = -1;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -190,6 +192,14 @@ std::pair<int64_t, float> sample(const float* logits, size_t n, float inverse_te
 
 namespace speq {
 
+Draw checked(const Draw& how) {
+    require(how.temperature == 0 || (how.temperature > 0 && std::isfinite(1.0 / how.temperature)),
+            "temperature must be positive, or 0 for the largest logit");
+    require(how.top_k >= 0 && how.top_p > 0 && how.top_p <= 1 && how.min_p >= 0 && how.min_p <= 1,
+            "a filter is out of range");
+    return how;
+}
+
 Drawn draw(const float* logits, size_t n, const Draw& how, bool with_confidence) {
     const auto [token, confidence] =
         how.temperature == 0 ? greedy(logits, n, with_confidence)
@@ -205,10 +215,11 @@ void bind_sampling(nb::module_& m) {
         "draw",
         [](const Row& logits, double temperature, int64_t top_k, double top_p, double min_p, uint64_t seed,
            uint64_t position, bool with_confidence) {
-            if (logits.shape(0) == 0) throw std::invalid_argument("logits are empty");
-            nb::gil_scoped_release released;
-            const Drawn drawn = draw(logits.data(), logits.shape(0), {temperature, top_k, top_p, min_p, seed, position},
-                                     with_confidence);
+            require(logits.shape(0) > 0, "logits are empty");
+            require_aligned(logits);
+            const Draw how = checked({temperature, top_k, top_p, min_p, seed, position});
+            const Released released;
+            const Drawn drawn = draw(logits.data(), logits.shape(0), how, with_confidence);
             return std::pair(drawn.token, drawn.confidence);
         },
         nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"),

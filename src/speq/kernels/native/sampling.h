@@ -13,6 +13,9 @@ struct Draw {
     uint64_t seed = 0, position = 0;
 };
 
+// Throws std::invalid_argument for options that are out of range.
+Draw checked(const Draw& how);
+
 struct Drawn {
     int32_t token;     // -1 if a logit is not finite
     float confidence;  // of a greedy draw the softmax probability, else the share against the runner-up

@@ -1,9 +1,12 @@
 #include "step.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <utility>
 
 #include "escape_deltas.h"
+#include "user_error.h"
 
 namespace speq {
 
@@ -19,12 +22,15 @@ Step::Step(const std::string& isa, int threads, int max_tokens, Cache cache, std
       team_(threads, [this](int member, uint32_t run) { work(member, run); }) {}
 
 int Step::add_buffer(int width) {
+    require_open();
+    require(width >= 1 && width <= kMostWidth, "a buffer cannot have " + std::to_string(width) + " columns");
     const int stride = (width + kBlock - 1) / kBlock * kBlock;
     buffers_.push_back({width, stride, make_aligned<float>(static_cast<size_t>(max_tokens_) * stride)});
     return static_cast<int>(buffers_.size()) - 1;
 }
 
 int Step::add_matrix(const SplitWeight& weight) {
+    require_open();
     auto deltas = escape_deltas(weight);
     SplitWeight complete = weight;
     complete.escape_deltas = deltas.get();
@@ -51,6 +57,7 @@ void Step::reserve_attention(int heads, int group, int head_dim) {
 }
 
 void Step::bind() {
+    require_open();
     int columns = 0;
     for (const auto& m : matrices_) columns = std::max(columns, m.weight.padded_columns());
     scratch_.resize(threads_);
@@ -73,6 +80,7 @@ void Step::bind() {
     shared_input_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * columns);
     cosines_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * half());
     sines_ = make_aligned<float>(static_cast<size_t>(max_tokens_) * half());
+    bound_ = true;
 }
 
 void Step::prepare_rotation(const Pass& pass) {
@@ -85,16 +93,30 @@ void Step::prepare_rotation(const Pass& pass) {
         }
 }
 
+// Memory for rows of logits that nobody holds. The caller often holds the logits of the pass before while it asks for
+// the next ones, so two pieces are kept.
+std::shared_ptr<float[]> Step::take_logits(int rows) {
+    if (rows == 0) return nullptr;
+    Output* chosen = nullptr;
+    for (Output& used : used_outputs_) {
+        const bool is_free = used.logits.use_count() <= 1;
+        const bool was_free = chosen && chosen->logits.use_count() <= 1;
+        if (!chosen || (is_free && (!was_free || (chosen->rows < rows && used.rows > chosen->rows)))) chosen = &used;
+    }
+    if (chosen->rows < rows || chosen->logits.use_count() > 1)
+        *chosen = {rows, make_aligned<float>(static_cast<size_t>(rows) * vocab_size_)};
+    std::atomic_thread_fence(std::memory_order_acquire);  // what the last holder read comes before what is written now
+    return chosen->logits;
+}
+
 // Memory that depends on what the pass is: logits, taps, and the states of chunks that several tasks compute.
 void Step::make_room(const Pass& pass) {
     const int rows = static_cast<int>(pass.wanted.size());
-    if (rows > logits_rows_) {
-        logits_ = make_aligned<float>(static_cast<size_t>(rows) * vocab_size_);
-        logits_rows_ = rows;
-    }
+    output_ = {};
+    output_ = {rows, take_logits(rows)};
     drawn_.assign(pass.draws.size(), {});
     for (size_t i = 0; i < taps_.size(); ++i)
-        if (i < pass.taps.size() && pass.taps[i] && !taps_[i].data)
+        if (pass.taps[i] && !taps_[i].data)
             taps_[i].data = make_aligned<float>(static_cast<size_t>(max_tokens_) * taps_[i].stride);
     size_t states = 0;
     for (const auto& span : pass.spans)
@@ -107,7 +129,17 @@ void Step::make_room(const Pass& pass) {
     }
 }
 
+// With the interpreter's lock released here, and one day perhaps without one, any number of threads may be inside at
+// once. Nothing of the step is read or written before run_mutex_ is held: what never changes after bind() aside,
+// members see what the caller wrote through pass_mutex_ and runs_, and the caller sees what they wrote through the
+// stages that it waits for; a member that is late finds another run's number under pass_mutex_ and touches nothing. No
+// code below calls back into Python, so the mutex is never wanted by the thread that has it.
 void Step::run(std::shared_ptr<const Pass> pass) {
+    if (!team_.is_here())
+        throw UserError(
+            "this model was loaded before the process was forked, and its threads stayed in the parent: load it in "
+            "this process, or start processes with multiprocessing's \"spawn\"");
+    const std::lock_guard running(run_mutex_);
     make_room(*pass);
     prepare_rotation(*pass);
     {

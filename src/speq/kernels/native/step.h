@@ -1,11 +1,13 @@
 // One decoding step of a model: operators bound to memory once, replayed by run() without allocation or Python.
 #pragma once
+#include <array>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "aligned.h"
+#include "checks.h"
 #include "kernels.h"
 #include "pass.h"
 #include "thread_team.h"
@@ -50,6 +52,7 @@ struct Matrix {  // a split weight with the kernels for its format
 struct Norm {
     const float* weight = nullptr;  // null: no normalisation
     float eps = 0;
+    size_t width = 0;
 };
 
 struct Scratch {                // of one thread
@@ -60,8 +63,14 @@ struct Scratch {                // of one thread
     Aligned<int32_t> quantised_offsets;
     Aligned<float> product, product2, strip;
     Aligned<float> attention;
-    Aligned<float> queries;                // of kAttentionTokens tokens and a kv head, rotated
+    Aligned<float> queries;                    // of kAttentionTokens tokens and a kv head, rotated
     Aligned<uint16_t> tree_keys, tree_values;  // of a tree that lies in two pages
+};
+
+// The logits of a pass, a row for each that it wanted. Later passes leave them alone as long as somebody holds them.
+struct Output {
+    int rows = 0;
+    std::shared_ptr<float[]> logits;
 };
 
 class Step;
@@ -98,6 +107,9 @@ class Operator {
     virtual void run(Step& step, const Pass& pass, Tasks& tasks, int member) = 0;
 };
 
+// Limits that keep the sizes of a step within their types, far beyond any model: columns of a buffer, tokens of a pass.
+constexpr int kMostWidth = 1 << 22, kMostTokens = 1 << 16;
+
 class Step {
   public:
     Step(const std::string& isa, int threads, int max_tokens, Cache cache, std::vector<float> inverse_frequencies,
@@ -110,6 +122,7 @@ class Step {
     // Makes room for attention of so many heads, `group` of them to a kv head.
     void reserve_attention(int heads, int group, int head_dim);
     void add_operator(std::unique_ptr<Operator> op) {
+        require_open();
         stages_.push_back(std::make_unique<Stage>(threads_));
         operators_.push_back(std::move(op));
     }
@@ -117,17 +130,22 @@ class Step {
     // Sizes the scratch memory; call after the last add_*.
     void bind();
 
-    // Runs the pass. Its logits, draws and taps stay until the next one.
+    // Runs the pass. Its logits, draws and taps stay until the next one. Callers in several threads wait for each
+    // other, so each pass is whole; which of them comes first, and who reads its results, is theirs to arrange. Throws
+    // UserError in a process that was forked from the one that made the step.
     void run(std::shared_ptr<const Pass> pass);
 
-    // Of the rows that the last pass wanted.
-    const float* logits() const { return logits_.get(); }
+    // Logits of the rows that the last pass wanted, and what was drawn from them.
+    const Output& output() const { return output_; }
     const std::vector<Drawn>& drawn() const { return drawn_; }
     // float32 [rows of the pass, stride] of a tap that the last pass asked for.
     Buffer& tap(int index) { return taps_[index]; }
+    bool is_bound() const { return bound_; }
     int vocab_size() const { return vocab_size_; }
     int taps() const { return static_cast<int>(taps_.size()); }
     size_t operators() const { return operators_.size(); }
+    size_t buffers() const { return buffers_.size(); }
+    size_t matrices() const { return matrices_.size(); }
     int max_tokens() const { return max_tokens_; }
     const char* isa() const { return kernels_.name; }
     int threads() const { return threads_; }
@@ -142,12 +160,14 @@ class Step {
     float* attention_states() { return attention_states_.get(); }
     float* shared_input() { return shared_input_.get(); }
     std::vector<Drawn>& drawn() { return drawn_; }
-    float* logits_row(int row) { return logits_.get() + static_cast<size_t>(row) * vocab_size_; }
+    float* logits_row(int row) { return output_.logits.get() + static_cast<size_t>(row) * vocab_size_; }
     const float* cosines(int token) const { return cosines_.get() + static_cast<size_t>(token) * half(); }
     const float* sines(int token) const { return sines_.get() + static_cast<size_t>(token) * half(); }
     int half() const { return static_cast<int>(inverse_frequencies_.size()); }
 
   private:
+    void require_open() const { require(!bound_, "nothing can be added after bind()"); }
+    std::shared_ptr<float[]> take_logits(int rows);
     void make_room(const Pass& pass);
     void prepare_rotation(const Pass& pass);
     void work(int member, uint32_t run);
@@ -166,14 +186,17 @@ class Step {
     std::vector<Scratch> scratch_;
     std::vector<Buffer> taps_;
     std::vector<Drawn> drawn_;
-    Aligned<float> shared_input_, cosines_, sines_, logits_, attention_states_;
-    int logits_rows_ = 0;
-    size_t attention_scratch_ = 0;      // floats, of each thread
-    size_t queries_ = 0;                // floats, of each thread
-    size_t tree_ = 0;                   // halves, of each thread
-    int attention_token_ = 0;           // floats of one token's states for one chunk
-    size_t attention_states_size_ = 0;  // floats; grows with the context
+    Aligned<float> shared_input_, cosines_, sines_, attention_states_;
+    bool bound_ = false;
+    Output output_;                       // of the last run
+    std::array<Output, 2> used_outputs_;  // memory of earlier ones: one that the caller may still hold, one to fill
+    size_t attention_scratch_ = 0;        // floats, of each thread
+    size_t queries_ = 0;                  // floats, of each thread
+    size_t tree_ = 0;                     // halves, of each thread
+    int attention_token_ = 0;             // floats of one token's states for one chunk
+    size_t attention_states_size_ = 0;    // floats; grows with the context
 
+    std::mutex run_mutex_;   // held by the one caller whose pass runs: all members of the step but those below are its
     std::mutex pass_mutex_;  // guards the two below, which tell members what the current run is
     std::shared_ptr<const Pass> pass_;
     uint32_t pass_run_ = 0;

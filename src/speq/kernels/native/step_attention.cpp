@@ -251,8 +251,7 @@ class CombineChunks final : public Operator {
         };
         int chunk = s_.first_chunk(position);
         float* state = of_chunk(chunk);
-        while (++chunk <= s_.last_chunk(position))
-            step.kernels().fold_attention(state, of_chunk(chunk), s_.head_dim);
+        while (++chunk <= s_.last_chunk(position)) step.kernels().fold_attention(state, of_chunk(chunk), s_.head_dim);
         step.kernels().finish_attention(state, s_.head_dim,
                                         step.buffer(s_.out).row(span.first + row) + head % s_.heads * s_.head_dim);
     }
@@ -264,6 +263,16 @@ class CombineChunks final : public Operator {
 
 void add_attention(Step& step, const AttentionShape& shape) {
     const Shape s{shape};
+    const Cache& cache = step.cache();
+    require(s.layer >= 0 && s.layer < cache.layers, "the KV cache has no layer " + std::to_string(s.layer));
+    require(s.kv_heads == cache.kv_heads && s.head_dim == cache.head_dim, "heads differ from those of the KV cache");
+    require(s.heads >= 1 && s.heads <= kMostWidth && s.heads % s.kv_heads == 0,
+            std::to_string(s.heads) + " heads cannot share " + std::to_string(s.kv_heads) + " key-value heads evenly");
+    require(s.window >= 0, "an attention window cannot be negative");
+    require_width(step, s.qkv, (s.heads + 2 * int64_t{s.kv_heads}) * s.head_dim);
+    require_width(step, s.out, int64_t{s.heads} * s.head_dim);
+    require_norm(s.q_norm, s.head_dim);
+    require_norm(s.k_norm, s.head_dim);
     step.reserve_attention(s.heads, s.group(), s.head_dim);
     step.add_operator(std::make_unique<StoreKV>(s));
     step.add_operator(std::make_unique<Attention>(s));

@@ -54,6 +54,11 @@ class MakeReady final : public Operator {
     bool for_logits_;
 };
 
+void add_bias(float* values, const LinearPart& part, int first, int rows) {
+    if (part.has_bias)
+        for (int i = 0; i < rows; ++i) values[i] += part.bias[first + i];
+}
+
 class Linear final : public Operator {
   public:
     Linear(int x, Norm norm, std::vector<LinearPart> parts, int out, bool accumulate)
@@ -93,8 +98,7 @@ class Linear final : public Operator {
             float values[kFewTokensChunk * kRowsPerBlock];
             gather_token(y, begin, end, t, input.count(), values);
             float* out = step.buffer(out_).row(t) + part.column + first;
-            if (part.bias)
-                for (int i = 0; i < rows; ++i) values[i] += part.bias[first + i];
+            add_bias(values, part, first, rows);
             if (accumulate_)
                 for (int i = 0; i < rows; ++i) out[i] += values[i];
             else
@@ -111,13 +115,14 @@ class Linear final : public Operator {
 
 class GatedLinear final : public Operator {
   public:
-    GatedLinear(int x, Norm norm, int gate, int up, int out) : x_(x), norm_(norm), gate_(gate), up_(up), out_(out) {}
+    GatedLinear(int x, Norm norm, LinearPart gate, LinearPart up, int out)
+        : x_(x), norm_(norm), gate_(gate), up_(up), out_(out) {}
 
     int tasks(Step& step, const Pass& pass) const override { return chunks(step, pass).count(); }
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
         ProductInput input(step, pass, member, step.buffer(x_), norm_);
-        const Matrix &gate = step.matrix(gate_), &up = step.matrix(up_);
+        const Matrix &gate = step.matrix(gate_.matrix), &up = step.matrix(up_.matrix);
         Scratch& scratch = step.scratch(member);
         const Chunks chunks = this->chunks(step, pass);
         tasks.each([&](int task) {
@@ -129,6 +134,8 @@ class GatedLinear final : public Operator {
                 float g[kFewTokensChunk * kRowsPerBlock], u[kFewTokensChunk * kRowsPerBlock];
                 gather_token(scratch.product.get(), begin, end, t, pass.count(), g);
                 gather_token(scratch.product2.get(), begin, end, t, pass.count(), u);
+                add_bias(g, gate_, first, rows);
+                add_bias(u, up_, first, rows);
                 step.kernels().swiglu(g, u, rows);
                 std::copy_n(g, rows, step.buffer(out_).row(t) + first);
             }
@@ -137,12 +144,13 @@ class GatedLinear final : public Operator {
 
   private:
     Chunks chunks(Step& step, const Pass& pass) const {
-        return {step.matrix(gate_).weight.row_blocks(), step.threads(), pass.count()};
+        return {step.matrix(gate_.matrix).weight.row_blocks(), step.threads(), pass.count()};
     }
 
     int x_;
     Norm norm_;
-    int gate_, up_, out_;
+    LinearPart gate_, up_;
+    int out_;
 };
 
 class Head final : public Operator {
@@ -208,9 +216,66 @@ class Tap final : public Operator {
 
 }  // namespace
 
-void add_embed(Step& step, int matrix, int out) { step.add_operator(std::make_unique<Embed>(matrix, out)); }
+void require_buffer(const Step& step, int index) {
+    if (index < 0 || static_cast<size_t>(index) >= step.buffers())
+        throw std::out_of_range("there is no buffer " + std::to_string(index));
+}
+
+void require_width(Step& step, int buffer, int64_t width) {
+    require_buffer(step, buffer);
+    require(step.buffer(buffer).width == width, "buffer " + std::to_string(buffer) + " has " +
+                                                    std::to_string(step.buffer(buffer).width) +
+                                                    " columns, the operator needs " + std::to_string(width));
+}
+
+void require_norm(const Norm& norm, int width) {
+    require(!norm.weight || norm.width == static_cast<size_t>(width),
+            "a norm has " + std::to_string(norm.width) + " weights for " + std::to_string(width) + " columns");
+}
+
+namespace {
+
+const SplitWeight& checked_matrix(const Step& step, int index) {
+    if (index < 0 || static_cast<size_t>(index) >= step.matrices())
+        throw std::out_of_range("there is no matrix " + std::to_string(index));
+    return step.matrix(index).weight;
+}
+
+// The rows of a matrix whose columns are those of its input.
+int rows_of_product(Step& step, int x, const Norm& norm, int matrix) {
+    const SplitWeight& weight = checked_matrix(step, matrix);
+    require_width(step, x, weight.columns);
+    require_norm(norm, weight.columns);
+    return weight.rows;
+}
+
+void require_bias(const LinearPart& part, int rows) {
+    require(!part.has_bias || part.bias.size() == static_cast<size_t>(rows),
+            "a bias has " + std::to_string(part.bias.size()) + " values for " + std::to_string(rows) + " rows");
+}
+
+void require_vocabulary(const Step& step, const SplitWeight& weight) {
+    require(weight.rows == step.vocab_size(), "a matrix of " + std::to_string(weight.rows) +
+                                                  " rows for a vocabulary of " + std::to_string(step.vocab_size()));
+}
+
+}  // namespace
+
+void add_embed(Step& step, int matrix, int out) {
+    const SplitWeight& table = checked_matrix(step, matrix);
+    require_vocabulary(step, table);
+    require_width(step, out, table.columns);
+    step.add_operator(std::make_unique<Embed>(matrix, out));
+}
 
 void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& parts, int out, bool accumulate) {
+    require_buffer(step, out);
+    for (const LinearPart& part : parts) {
+        const int rows = rows_of_product(step, x, norm, part.matrix);
+        require(part.column >= 0 && int64_t{part.column} + rows <= step.buffer(out).width,
+                "the results of a product lie outside of their buffer");
+        require_bias(part, rows);
+    }
     // Matrices of different dtypes want different inputs.
     for (auto first = parts.begin(); first != parts.end();) {
         const auto prepare = step.matrix(first->matrix).prepare_row;
@@ -222,15 +287,21 @@ void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& par
     }
 }
 
-void add_gated_linear(Step& step, int x, Norm norm, int gate, int up, int out) {
-    const auto prepare = step.matrix(gate).prepare_row;
-    if (prepare != step.matrix(up).prepare_row)
+void add_gated_linear(Step& step, int x, Norm norm, LinearPart gate, LinearPart up, int out) {
+    const int rows = rows_of_product(step, x, norm, gate.matrix);
+    require(rows_of_product(step, x, norm, up.matrix) == rows, "the gate and up matrices of a layer differ in rows");
+    require_width(step, out, rows);
+    for (const LinearPart& part : {gate, up}) require_bias(part, rows);
+    const auto prepare = step.matrix(gate.matrix).prepare_row;
+    if (prepare != step.matrix(up.matrix).prepare_row)
         throw std::invalid_argument("the gate and up matrices of a layer have different dtypes");
     step.add_operator(std::make_unique<MakeReady>(x, norm, prepare));
     step.add_operator(std::make_unique<GatedLinear>(x, norm, gate, up, out));
 }
 
 void add_head(Step& step, int x, Norm norm, int matrix) {
+    rows_of_product(step, x, norm, matrix);
+    require_vocabulary(step, step.matrix(matrix).weight);
     step.add_operator(std::make_unique<MakeReady>(x, norm, step.matrix(matrix).prepare_row, true));
     step.add_operator(std::make_unique<Head>(x, norm, matrix));
 }

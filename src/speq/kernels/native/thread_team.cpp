@@ -1,5 +1,11 @@
 #include "thread_team.h"
 
+#include <unistd.h>
+
+#include <system_error>
+
+#include "user_error.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -22,15 +28,33 @@ constexpr int kSpinsBeforeSleep = 20000;
 
 }  // namespace
 
-ThreadTeam::ThreadTeam(int size, std::function<void(int, uint32_t)> job) : size_(size), job_(std::move(job)) {
-    for (int member = 1; member < size; ++member) threads_.emplace_back([this, member] { work(member); });
+ThreadTeam::ThreadTeam(int size, std::function<void(int, uint32_t)> job)
+    : size_(size), job_(std::move(job)), process_(getpid()) {
+    threads_.reserve(size);  // so that nothing but a thread itself can fail below
+    try {
+        for (int member = 1; member < size; ++member) threads_.emplace_back([this, member] { work(member); });
+    } catch (const std::system_error& error) {
+        const size_t started = threads_.size() + 1;
+        stop();
+        throw too_many_threads(size, started, error);
+    }
 }
 
 ThreadTeam::~ThreadTeam() {
+    if (is_here())
+        stop();
+    else  // there is nobody to wait for, and a handle must not be destroyed before its thread has ended
+        new std::vector<std::thread>(std::move(threads_));
+}
+
+bool ThreadTeam::is_here() const { return getpid() == process_; }
+
+void ThreadTeam::stop() {
     stopping_.store(true, std::memory_order_relaxed);
     runs_.fetch_add(1, std::memory_order_release);
     runs_.notify_all();
     for (auto& thread : threads_) thread.join();
+    threads_.clear();
 }
 
 void ThreadTeam::run() {

@@ -3,6 +3,8 @@
 // arrived: a member that lost its core to another process holds up nobody unless it lost it inside a task. Between jobs
 // members sleep.
 #pragma once
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -70,12 +72,16 @@ class Stage {
 class ThreadTeam {
   public:
     // job(member, run) is called on every member for every run; it must return early when it finds a later run begun.
+    // Throws UserError if the system does not start so many threads; none is left then.
     ThreadTeam(int size, std::function<void(int, uint32_t)> job);
     ~ThreadTeam();
     ThreadTeam(const ThreadTeam&) = delete;
     ThreadTeam& operator=(const ThreadTeam&) = delete;
 
     int size() const { return size_; }
+
+    // Whether this is the process that the team was made in: a forked child has none of its threads.
+    bool is_here() const;
 
     // Starts the next run on all members and returns when the caller's own part of it is over.
     void run();
@@ -88,11 +94,13 @@ class ThreadTeam {
 
   private:
     void work(int member);
+    void stop();
 
     const int size_;
     const std::function<void(int, uint32_t)> job_;
     std::atomic<bool> stopping_{false};
     alignas(64) std::atomic<uint32_t> runs_{0};  // runs started; members sleep on it
+    const pid_t process_;
     std::vector<std::thread> threads_;
 };
 
