@@ -38,13 +38,14 @@ from speq.checkpoint.recode import calibrated
 from speq.hardware.golden.array import Weights as ArrayWeights
 from speq.hardware.golden.layer import Layer
 from speq.kernels.reference import ReferenceStep
-from speq.kernels.step import Logits, Weights
+from speq.kernels.step import Weights, chain
 from speq.locate import converted_model
 from speq.models.config import model_config
 from speq.models.decoder import build_program
 from speq.models.tokenizer import Tokenizer
 from speq.processors import default_threads
-from speq.runtime.single import SingleSequence
+from speq.runtime.kv import KVPool
+from speq.runtime.single import Logits, SingleSequence
 
 PROMPTS = Path(__file__).parent / "prompts"
 
@@ -70,7 +71,7 @@ class ArrayStep(ReferenceStep):
         config = model_config(model.config)
         self._layers: dict[str, Layer] = {}
         self._split = model.split
-        cache = KVCache(config.layers, config.kv_heads, CONTEXT, config.head_dim)
+        cache = KVPool(config.layers, config.kv_heads, config.head_dim, context=CONTEXT)
         super().__init__(build_program(config), {**model.raw, **model.split}, cache, CONTEXT)
 
     def _multiply(self, x: NDArray[np.float32], name: str, draft: bool) -> NDArray[np.float32]:
@@ -92,9 +93,9 @@ class Array:
         self.length = length
 
     def forward(self, tokens: list[int], *, draft: bool = False, logits: Logits = "last") -> NDArray[np.float32]:
-        rows = self._step.run(np.array(tokens, np.int32), self.length, draft=draft, logits=logits)
+        self._step.run(chain(np.array(tokens), self.length, draft=draft, logits=logits))
         self.length += len(tokens)
-        return rows
+        return self._step.logits()
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -138,7 +138,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_no_calibration(write_che
     source = write_checkpoint(tmp_path / "source", change=cut, vocab_size=200)
     report = convert(source, tmp_path / "out", calibration=Calibration(), check=fit_source)
     assert "the draft is not calibrated: its tokenizer makes the token id 258, its vocabulary has 200" in report.notes
-    assert len(Engine(load_converted(tmp_path / "out"), threads=1).forward([1, 199])) == 1
+    assert len(SingleSequence.of(load_converted(tmp_path / "out"), threads=1).forward([1, 199])) == 1
 
 
 def test_a_refusal_while_calibrating_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch):

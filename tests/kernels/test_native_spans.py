@@ -180,7 +180,7 @@ def test_taps_keep_the_residual_stream(model):
     native.run(rows)
     with pytest.raises(ValueError, match=r"did not ask for the tap 'layer.0'"):
         native.tapped("layer.0")
-    with pytest.raises(ValueError, match="there is no tap 'layer.9'"):
+    with pytest.raises(ValueError, match=r"there is no tap 'layer.9'"):
         native.run(Rows(rows.tokens, rows.spans, taps=("layer.9",)))
 
 

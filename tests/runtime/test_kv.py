@@ -45,12 +45,13 @@ def test_memory_grows_with_the_positions_that_are_written():
             for page in range(-(-positions // 256)):
                 array[page, :, :, : positions - 256 * page] = np.float16(1)
         written = 2 * layers * kv_heads * positions * head_dim * 2 // 1024
-        # beyond what is written, at most one page of 4 KiB for every layer and head in each of two pages of the cache, and a little for the test itself
+        # Beyond what is written: a page of 4 KiB for every layer and head in each of two pages of the cache, and a
+        # little for the test itself.
         assert anonymous_kib() - before < written + 2 * 2 * layers * kv_heads * 4 + 2048
 
 
 def test_an_impossible_context_is_one_clear_line():
-    with pytest.raises(SpeqError, match="contexts? of 1000000000000 tokens"):
+    with pytest.raises(SpeqError, match=r"contexts? of 1000000000000 tokens"):
         KVPool(32, 8, 128, context=10**12)
 
 

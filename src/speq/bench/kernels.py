@@ -18,7 +18,7 @@ from speq.bench import programs
 from speq.bench.machine import read_bandwidth
 from speq.bench.prefill import SQUARE_OPERATIONS, numpy_product
 from speq.bench.timing import Timing, seconds_of, take_turns
-from speq.kernels.step import Weights
+from speq.kernels.step import Weights, chain
 from speq.models.config import ModelConfig
 from speq.processors import default_threads
 
@@ -123,8 +123,8 @@ def measure_product(
         def run() -> float:
             if small:
                 programs.evict()
-            whole = seconds_of(lambda: step.run(ids[:count], 0, draft=draft, logits="all"))
-            embedding = seconds_of(lambda: empty.run(ids[:count], 0, draft=draft, logits="none"))
+            whole = seconds_of(lambda: step.run(chain(ids[:count], draft=draft, logits="all")))
+            embedding = seconds_of(lambda: empty.run(chain(ids[:count], draft=draft)))
             return max(whole - embedding, _CLOCK)
 
         return run

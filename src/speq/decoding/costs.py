@@ -105,7 +105,7 @@ class Costs:
 
 
 class PassCosts:
-    """Seconds of the passes of one level by their rows: a part that any pass takes, and one that grows with the rows."""
+    """Seconds of the passes of one level: a part that any pass takes, and one that grows with the rows."""
 
     def __init__(self) -> None:
         self._line = Line()

@@ -136,7 +136,7 @@ class Scheduler:
         )
 
     def _shares(self, level: Level, chosen: list[Sequence], seconds: float) -> list[float]:
-        """What part of a pass's seconds each sequence stands for: what any pass takes in equal parts, the rest by rows."""
+        """Each sequence's part of a pass's seconds: what any pass takes in equal parts, the rest by rows."""
         rows = [len(sequence.ask.tokens) for sequence in chosen if sequence.ask]
         costs = self._costs[level]
         costs.observe(sum(rows), seconds)
