@@ -254,8 +254,7 @@ void bind_step(nb::module_& m) {
              [](BoundStep& s, int x, NormArgument norm, const std::vector<std::tuple<int, int, nb::object>>& parts,
                 int out, bool accumulate) {
                  std::vector<LinearPart> list;
-                 for (const auto& [matrix, column, bias] : parts)
-                     list.push_back(make_part(s, matrix, column, bias));
+                 for (const auto& [matrix, column, bias] : parts) list.push_back(make_part(s, matrix, column, bias));
                  add_linear(s, x, make_norm(s, norm), list, out, accumulate);
              })
         .def(
