@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from speq.checkpoint.huggingface import read_json
 from speq.checkpoint.layout import as_bytes
 from speq.checkpoint.safetensors import SafetensorsFile, write_header
 from speq.errors import SpeqError
+from speq.models.rope import rotary_frequencies
 from speq.training.head import HeadConfig, parameter_shapes
 
 CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.json"
@@ -59,21 +61,58 @@ def write_head(
     _write_json(directory / TRAINING, training)
 
 
-def read_head(directory: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The config of a head that was written here, and its tensors: float32 parameters, ``d2t`` and ``t2d``.
+@dataclass(frozen=True)
+class StoredHead:
+    """A head as it was read.
+
+    Attributes:
+        config: its sizes.
+        parameters: float32 arrays by name.
+        known: the model's ids of its tokens, ``[vocabulary]``.
+        name: what its model is called.
+    """
+
+    config: HeadConfig
+    parameters: dict[str, NDArray[np.float32]]
+    known: NDArray[np.int64]
+    name: str
+
+
+def read_head(directory: Path) -> StoredHead:
+    """Read a head that was written here.
 
     Raises:
         SpeqError: missing or damaged files, or a head of another kind.
     """
-    config = read_json(directory / CONFIG, f"{directory} is no trained head: it has no {CONFIG}")
-    if config.get("speculators_model_type") != "eagle3":
+    content = read_json(directory / CONFIG, f"{directory} is no trained head: it has no {CONFIG}")
+    if content.get("speculators_model_type") != "eagle3":
         raise SpeqError(f"{directory / CONFIG} does not describe an EAGLE-3 head in the layout of speculators")
     file = SafetensorsFile(directory / WEIGHTS)
-    tensors: dict[str, NDArray[Any]] = {}
-    for name, entry in file.entries.items():
-        array = file.array(name)
-        tensors[name] = to_float32(array, "bf16") if entry.dtype == "BF16" else array
-    return config, tensors
+    try:
+        layer = content["transformer_layer_config"]
+        config = HeadConfig(
+            hidden_size=int(layer["hidden_size"]),
+            heads=int(layer["num_attention_heads"]),
+            kv_heads=int(layer["num_key_value_heads"]),
+            head_dim=int(layer["head_dim"]),
+            norm_eps=float(layer["rms_norm_eps"]),
+            rotary=rotary_frequencies(layer, int(layer["head_dim"]), int(layer["max_position_embeddings"])),
+            inner=int(layer["intermediate_size"]),
+            vocabulary=int(content["draft_vocab_size"]),
+            model_vocabulary=int(layer["vocab_size"]),
+            taps=tuple(int(tap) for tap in content["eagle_aux_hidden_state_layer_ids"]),
+        )
+        name = str(content["speculators_config"]["verifier"]["name_or_path"])
+    except (KeyError, TypeError, ValueError):
+        raise SpeqError(f"{directory / CONFIG} is damaged; train the head again") from None
+    parameters = {}
+    for key, shape in parameter_shapes(config).items():
+        entry = file.entries.get(key)
+        if entry is None or entry.shape != shape or entry.dtype != "BF16":
+            raise SpeqError(f"{file.path}: tensor {key} is missing or does not fit {CONFIG}; train the head again")
+        parameters[key] = to_float32(file.array(key), "bf16")
+    known = file.array("d2t") + np.arange(config.vocabulary, dtype=np.int64)
+    return StoredHead(config, parameters, known, name)
 
 
 def _config(head: HeadConfig, model: Mapping[str, Any], name: str, proposals: int) -> dict[str, Any]:

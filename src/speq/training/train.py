@@ -39,7 +39,7 @@ from speq.training.vocabulary import choose_vocabulary, draft_bytes
 Report: TypeAlias = Callable[[str], None]
 """Takes one line about what has been reached."""
 
-UNROLL = 5
+UNROLL = 4
 """Proposals of the chains that are trained."""
 
 RATE = 1e-3

@@ -36,7 +36,21 @@ class Truth:
     wanted: Tensor
 
 
-def unroll(head: Head, features: Tensor, tokens: Tensor, steps: int) -> Iterator[Tensor]:
+@dataclass(frozen=True)
+class Past:
+    """First steps of chains that stand before a piece of text.
+
+    Attributes:
+        keys, values: ``[rows, kv_heads, past, head_dim]``.
+        lengths: how many of them belong to each row, ``[rows]``; the piece goes on from there.
+    """
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+
+
+def unroll(head: Head, features: Tensor, tokens: Tensor, steps: int, past: Past | None = None) -> Iterator[Tensor]:
     """Outputs ``[rows, length, hidden]`` of each step of the chains that start at each position.
 
     Step s of the chain from position p proposes token ``p + 2 + s``. Where the text is too short for a step it reads
@@ -47,22 +61,31 @@ def unroll(head: Head, features: Tensor, tokens: Tensor, steps: int) -> Iterator
         features: the model's hidden states at the taps, ``[rows, length, taps * hidden]``.
         tokens: the text, ``[rows, length]``.
         steps: proposals of a chain.
+        past: what stands before the text, if anything does.
     """
     length = tokens.shape[1]
     at = torch.arange(length, device=tokens.device)
     chain = torch.eye(length, dtype=torch.bool, device=tokens.device)
-    mask = (at[:, None] >= at).contiguous()
-    hidden = head.fuse(features)
+    mask = at[:, None] >= at
+    positions = at
     keys: list[Tensor] = []
     values: list[Tensor] = []
+    if past is not None:
+        before = torch.arange(past.keys.shape[2], device=tokens.device) < past.lengths[:, None, None, None]
+        rows = (len(tokens), 1, length, -1)
+        mask, chain = torch.cat([before.expand(rows), mask.expand(rows)], -1), chain.expand(rows)
+        positions = past.lengths[:, None] + at
+        keys.append(past.keys)
+        values.append(past.values)
+    hidden = head.fuse(features)
     for step in range(steps):
         read = tokens[:, (at + 1 + step).clamp(max=length - 1)]
-        q, k, v = head.project(read, hidden, at + step)
+        q, k, v = head.project(read, hidden, positions + step)
         keys.append(k)
         values.append(v)
         hidden = head.finish(hidden, head.attend(q, torch.cat(keys, 2), torch.cat(values, 2), mask))
         yield hidden
-        mask = torch.cat([mask, chain], 1)
+        mask = torch.cat([mask, chain], -1)
 
 
 def chain_loss(head: Head, features: Tensor, truth: Truth, likely: Tensor, known: Tensor, steps: int) -> Tensor:

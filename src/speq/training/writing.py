@@ -58,6 +58,7 @@ def write(
     seed: int,
     *,
     level: Level = "exact",
+    cache: Cache | None = None,
     report: Callable[[int], None] | None = None,
 ) -> Written:
     """Write rows of ``length`` tokens, conversation after conversation.
@@ -71,11 +72,13 @@ def write(
         length: tokens of a row.
         seed: of the draws.
         level: which of the model's levels writes.
+        cache: takes the keys and values of all tokens but the last, if the caller wants them.
         report: called with the position that is done.
     """
     torch.manual_seed(seed)
     with torch.no_grad():
-        writer = _Writer(target, turns, starts, length, level)
+        kept = Cache(target.config, len(starts), length, target.embedding) if cache is None else cache
+        writer = _Writer(target, turns, starts, length, level, kept)
         advance = _recorded(writer) if target.device.type == "cuda" else writer.advance
         for position in range(length - 1):
             advance(min(-(-(position + 1) // _SPAN) * _SPAN, length))
@@ -87,7 +90,9 @@ def write(
 class _Writer:
     """The state of all rows, in tensors that passes change in place."""
 
-    def __init__(self, target: Target, turns: Turns, starts: Sequence[Start], length: int, level: Level) -> None:
+    def __init__(
+        self, target: Target, turns: Turns, starts: Sequence[Start], length: int, level: Level, cache: Cache
+    ) -> None:
         def tensor(values: object) -> Tensor:
             return torch.tensor(values, device=target.device)
 
@@ -111,7 +116,7 @@ class _Writer:
         self._ends = torch.zeros((2, target.config.vocab_size), dtype=torch.bool, device=target.device)
         for who in range(2):
             self._ends[who, [turns.closing[who][0], *(end for end in turns.ends if end < self._ends.shape[1])]] = True
-        self._cache = Cache(target.config, rows, length, target.embedding)
+        self._cache = cache
 
     def advance(self, span: int) -> None:
         """One token more of every row."""
