@@ -114,8 +114,8 @@ def test_steps_over_a_cache_give_what_reading_gives(random_model, name):
 
 
 def test_taps_are_low_middle_and_high_and_exist_in_small_models():
-    assert default_taps(28) == (2, 14, 25)
-    assert default_taps(30) == (2, 15, 27)
+    assert default_taps(28) == (2, 14, 27)
+    assert default_taps(30) == (2, 15, 29)
     for layers in range(1, 40):
         low, middle, high = default_taps(layers)
         assert 0 <= low <= middle <= high < layers

@@ -77,9 +77,13 @@ class Cache:
 
 
 def default_taps(layers: int) -> tuple[int, int, int]:
-    """After how many layers the residual stream is tapped: EAGLE-3's choice, low, middle and high."""
+    """After how many layers the residual stream is tapped: low and middle as in EAGLE-3, and before the last layer.
+
+    EAGLE-3 has the third from the end there; later is better (docs/heads.md), and what comes out of the last layer is
+    out of reach for other engines that use such heads.
+    """
     low = min(2, layers - 1)
-    return low, max(layers // 2, low), max(layers - 3, layers // 2, low)
+    return low, max(layers // 2, low), layers - 1
 
 
 class Target:

@@ -42,7 +42,9 @@ Report: TypeAlias = Callable[[str], None]
 UNROLL = 4
 """Proposals of the chains that are trained."""
 
-RATE = 1e-3
+RATE = 0.048
+"""Of the optimiser, over the root of the hidden size."""
+
 WARM_UP = 0.03
 LAST_RATE = 0.02
 CLIP = 1.0
@@ -230,8 +232,9 @@ class _Training:
         for value in self._parameters.values():
             value.requires_grad_(True)
         self._head = Head(self._config, self._parameters, target.embedding)
+        self._rate = RATE / math.sqrt(config.hidden_size)
         self._optimizer = torch.optim.AdamW(
-            list(self._parameters.values()), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=task.device == "cuda"
+            list(self._parameters.values()), lr=self._rate, betas=BETAS, weight_decay=DECAY, fused=task.device == "cuda"
         )
         self._state = _State()
         self._saved = time.monotonic()
@@ -307,7 +310,7 @@ class _Training:
         chosen = order[batch * self._batch : (batch + 1) * self._batch]
         rows = torch.from_numpy(chosen).to(self._task.target.device)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + state.step)
-        rate = RATE * min(1.0, done / WARM_UP + 1e-3) * _cosine(done)
+        rate = self._rate * min(1.0, done / WARM_UP + 1e-3) * _cosine(done)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         with self._computing():
