@@ -134,7 +134,7 @@ def test_text_behind_a_cache_of_first_steps_gives_the_same_chains(random_head, t
 
 
 def test_loss_and_counts_are_those_of_single_chains(random_head, text):
-    target, head, known = random_head
+    _, head, known = random_head
     tokens, features = text
     rng = np.random.default_rng(3)
     chosen = torch.where(torch.from_numpy(rng.random((2, LENGTH)) < 0.6), tokens.roll(-1, 1), tokens)

@@ -34,9 +34,7 @@ from speq.cli.terminal import ProgressBars, note
 @click.option(
     "--minutes", type=click.FloatRange(0, min_open=True), metavar="M", help="Train no longer than this, writing aside."
 )
-@click.option(
-    "--batch", type=click.IntRange(1), metavar="N", default=4096, show_default=True, help="Tokens of a step."
-)
+@click.option("--batch", type=click.IntRange(1), metavar="N", default=4096, show_default=True, help="Tokens of a step.")
 @click.option(
     "--length", type=click.IntRange(16), metavar="N", default=768, show_default=True, help="Tokens of a row of text."
 )
@@ -91,11 +89,11 @@ def train_head(model: str, out: Path, files: tuple[Path, ...], threads: int | No
             progress=progress,
             report=report,
         )
-    training, (vocabulary, share) = trained.training, trained.vocabulary
+    training = trained.training
     click.echo(
         f"{trained.path}: {training['tokens']:,} tokens of text ({training['held_out']}), "
-        f"{vocabulary:,} tokens in the vocabulary ({share:.1%} of the text), {training['steps']:,} steps in "
-        f"{training['seconds'] / 60:.1f} minutes"
+        f"{training['vocabulary']:,} tokens in the vocabulary ({training['vocabulary_share']:.1%} of the text), "
+        f"{training['steps']:,} steps in {training['seconds'] / 60:.1f} minutes"
     )
     rows = ", ".join(f"{tokens:.2f} with {count}" for count, tokens in enumerate(trained.tokens_per_pass, 2))
     click.echo(

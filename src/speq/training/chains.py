@@ -97,11 +97,7 @@ def measure(
         cache = Cache(target.config, len(prompts), length, target.embedding)
         written = write(target, turns, [Start(tuple(p), ANSWER, 0.0) for p in prompts], length, 0, cache=cache)
         ends = [len(p) + _answered(written.answers[row, len(p) :], new_tokens) for row, p in enumerate(prompts)]
-        rounds = [
-            (row, first)
-            for row, prompt in enumerate(prompts)
-            for first in range(len(prompt), ends[row], EVERY)
-        ]
+        rounds = [(row, first) for row, prompt in enumerate(prompts) for first in range(len(prompt), ends[row], EVERY)]
         if not rounds:
             raise SpeqError("the model's answers to these prompts are too short to measure a head on")
         tokens = torch.from_numpy(written.tokens.astype(np.int64)).to(target.device)

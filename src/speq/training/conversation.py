@@ -46,7 +46,7 @@ class Turns:
     @property
     def first(self) -> int:
         """Who speaks first."""
-        return USER if self.after[USER] == ANSWER else ANSWER
+        return USER if self.after[ANSWER] == USER else ANSWER
 
 
 def read_turns(tokenizer: Tokenizer) -> Turns:

@@ -108,7 +108,9 @@ def given_text(
     packed = _pack(documents.texts, end, length if documents.prompts else None, tokens, length)
     parts = [packed] if packed is not None else []
     if documents.prompts:
-        room = len(documents.prompts) if tokens is None else max(1, tokens // length - sum(len(p.tokens) for p in parts))
+        room = (
+            len(documents.prompts) if tokens is None else max(1, tokens // length - sum(len(p.tokens) for p in parts))
+        )
         asked = list(answers_to(documents.prompts[:room]))
 
         def wave(first: int) -> list[Start]:
@@ -117,7 +119,7 @@ def given_text(
         parts.append(_waves(target, turns(), directory, wave, len(asked), length, at_once, seed, progress))
     corpus = Corpus(np.concatenate([p.tokens for p in parts]), np.concatenate([p.answers for p in parts]))
     if len(corpus.training) < 1:
-        raise SpeqError(f"{len(corpus.tokens)} row of {corpus.tokens.shape[1]} tokens is too little to train on")
+        raise SpeqError("one question is too little to train on: give more text")
     return corpus
 
 

@@ -88,13 +88,15 @@ def _add_record(
     texts: list[tuple[int, ...]],
     prompts: list[tuple[int, ...]],
 ) -> None:
-    text, messages, prompt, turns = (record.get(key) for key in ("text", "messages", "prompt", "turns"))
+    text, messages = record.get("text"), record.get("messages")
+    question = record.get("prompt")
+    if question is None and isinstance(record.get("turns"), list):
+        question = next(iter(record["turns"]), None)
     if isinstance(text, str):
         texts.append(_encoded(where, lambda: tokenizer.encode(text)))
-    elif _is_conversation(messages):
+    elif isinstance(messages, list) and _is_conversation(messages):
         texts.append(_encoded(where, lambda: tokenizer.chat(messages, add_generation_prompt=False)))
-    elif isinstance(prompt, str) or (isinstance(turns, list) and turns and isinstance(turns[0], str)):
-        question = prompt if isinstance(prompt, str) else turns[0]
+    elif isinstance(question, str):
         prompts.append(_encoded(where, lambda: question_ids(tokenizer, question)))
     else:
         raise SpeqError(f"{where} has none of text, messages, prompt and turns (or it is of another type)")
@@ -114,9 +116,8 @@ def _encoded(where: str, encode: Callable[[], list[int]]) -> tuple[int, ...]:
         raise SpeqError(f"{where}: {error}") from None
 
 
-def _is_conversation(messages: Any) -> bool:
-    return (
-        isinstance(messages, list)
-        and bool(messages)
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages)
+def _is_conversation(messages: list[Any]) -> bool:
+    return bool(messages) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
+        for message in messages
     )

@@ -108,10 +108,7 @@ def initial_parameters(config: HeadConfig, target: Target, known: Tensor, seed: 
     generator = torch.Generator().manual_seed(seed)
     parameters = {}
     for name, shape in parameter_shapes(config).items():
-        if len(shape) == 1:
-            value = torch.ones(shape)
-        else:
-            value = torch.randn(shape, generator=generator) * SMALL
+        value = torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * SMALL
         parameters[name] = value.to(target.device)
     hidden = config.hidden_size
     parameters["fc.weight"][:, -hidden:] += torch.eye(hidden, device=target.device)
@@ -152,7 +149,9 @@ class Head:
         x = torch.cat([embedded, self._norm("hidden_norm", hidden)], -1)
         angles = self._rotary.angles(positions)
         q, k, v = (
-            F.linear(x, self._weight(f"self_attn.{part}_proj")).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+            F.linear(x, self._weight(f"self_attn.{part}_proj"))
+            .unflatten(-1, (-1, self.config.head_dim))
+            .transpose(1, 2)
             for part in "qkv"
         )
         return rotate(q, angles), rotate(k, angles), v

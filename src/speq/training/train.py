@@ -25,14 +25,14 @@ from speq.checkpoint.storage import Progress
 from speq.errors import SpeqError
 from speq.models.config import model_config
 from speq.models.tokenizer import Tokenizer
-from speq.training.conversation import OPENINGS, read_turns
+from speq.training.conversation import OPENINGS, USER, read_turns
 from speq.training.corpus import HELD_OUT, Corpus, given_text, own_text
 from speq.training.documents import read_documents
 from speq.training.head import Head, HeadConfig, initial_parameters
-from speq.training.job import OWN_TOKENS, STEPS, Options, check_free, job_of, working_directory
+from speq.training.job import OWN_TOKENS, STEPS, Options, check_free, job_of, model_identity, working_directory
 from speq.training.layout import write_head
 from speq.training.pool import Pool
-from speq.training.target import Target, default_taps
+from speq.training.target import LEVELS, Level, Target, default_taps
 from speq.training.unroll import Counts, chain_loss, count_right
 from speq.training.vocabulary import choose_vocabulary, draft_bytes
 
@@ -81,20 +81,20 @@ class Trained:
 
     Attributes:
         path: the head's directory.
-        acceptance: on held-out text, the share of chains whose first 1, 2, ... proposals are all what the draft level
-            chooses.
-        tokens_per_pass: tokens of a draft pass that checks 1, 2, ... proposals.
-        vocabulary: tokens that the head can propose, and their share of the text.
         training: what ``training.json`` says.
     """
 
     path: Path
-    acceptance: list[float]
-    vocabulary: tuple[int, float]
     training: dict[str, Any]
 
     @property
+    def acceptance(self) -> list[float]:
+        """Share of chains on held-out text whose first 1, 2, ... proposals are all what the draft level chooses."""
+        return list(self.training["acceptance"])
+
+    @property
     def tokens_per_pass(self) -> list[float]:
+        """Tokens of a draft pass that checks 1, 2, ... proposals."""
         return [1 + sum(self.acceptance[: count + 1]) for count in range(len(self.acceptance))]
 
 
@@ -127,6 +127,8 @@ def train_head(
     """
     check_free(out)
     model = load_converted(path)
+    if model.tokenizer is None:
+        raise SpeqError(f"{name} has no tokenizer, which training a head needs")
     tokenizer = Tokenizer(path)
     device = _device(options.device)
     documents = read_documents(files, tokenizer) if files else None
@@ -142,9 +144,7 @@ def train_head(
             out.rmdir()
         finished.rename(out)
     shutil.rmtree(working, ignore_errors=True)
-    return Trained(
-        out, training["acceptance"], (training["vocabulary"], training["vocabulary_share"]), training
-    )
+    return Trained(out, training)
 
 
 @dataclass
@@ -183,7 +183,7 @@ class _Task:
             )
         tokens = OWN_TOKENS if options.tokens is None else options.tokens
         turns = read_turns(self.tokenizer)
-        openings = [self.tokenizer.encode(text, special=False) for text in OPENINGS] if turns.after[0] else []
+        openings = [self.tokenizer.encode(text, special=False) for text in OPENINGS] if turns.first == USER else []
         return own_text(
             lambda: self.target,
             turns,
@@ -274,7 +274,7 @@ class _Training:
         device = torch.cuda.get_device_name() if task.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         last = self._state.history[-1]
         training: dict[str, Any] = {
-            "model": {"name": name, "identity": job_of(task.model, task.options, task.device, files)["model"]},
+            "model": {"name": name, "identity": model_identity(task.model)},
             "source": dict(task.model.source),
             "text": [file.name for file in files] or "written by the model",
             "tokens": int(corpus.tokens.size),
@@ -330,19 +330,15 @@ class _Training:
 
     def _measure(self) -> None:
         """Acceptance on held-out rows, with hidden states of the draft level and with those of the exact level."""
-        counts = {}
-        for level in ("draft", "exact"):
-            total = Counts((0,) * UNROLL, (0,) * UNROLL)
-            for first in range(0, self._held_out.rows, self._batch):
-                rows = torch.arange(
-                    first, min(first + self._batch, self._held_out.rows), device=self._task.target.device
-                )
+        counts: dict[Level, Counts] = dict.fromkeys(LEVELS, Counts((0,) * UNROLL, (0,) * UNROLL))
+        held_out = self._held_out
+        for level in LEVELS:
+            for first in range(0, held_out.rows, self._batch):
+                last = min(first + self._batch, held_out.rows)
+                rows = torch.arange(first, last, device=self._task.target.device)
                 with self._computing():
-                    features = self._held_out.features(rows, "draft" if level == "draft" else "exact")
-                    total += count_right(
-                        self._head, features, self._held_out.truth(rows), self._known_ids, UNROLL
-                    )
-            counts[level] = total
+                    features = held_out.features(rows, level)
+                    counts[level] += count_right(self._head, features, held_out.truth(rows), self._known_ids, UNROLL)
         acceptance = [round(value, 4) for value in counts["draft"].acceptance]
         self._state.history.append(
             {
@@ -431,4 +427,3 @@ def _enough_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise SpeqError("the GPU has too little memory for this: use a smaller --batch, or --device cpu") from None
-

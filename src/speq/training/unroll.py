@@ -107,7 +107,9 @@ def chain_loss(head: Head, features: Tensor, truth: Truth, likely: Tensor, known
         first = 1 + step  # the chain from position p is measured at position p + 1 + step
         weights = counted[:, first:]
         logits = head.logits(hidden[:, : weights.shape[1]])
-        entropy = F.cross_entropy(logits.flatten(0, 1).float(), likely[:, first:].flatten(0, 1).float(), reduction="none")
+        entropy = F.cross_entropy(
+            logits.flatten(0, 1).float(), likely[:, first:].flatten(0, 1).float(), reduction="none"
+        )
         total = total + DECAY**step * (entropy * weights.flatten()).sum() / weights.sum().clamp(min=1)
     return total
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.checkpoint.converted import Converted
+from speq.errors import SpeqError
 from speq.models.config import ModelConfig
 from speq.models.decoder import EMBEDDING
 
@@ -40,7 +41,12 @@ def choose_vocabulary(
         always: ids to have in any case, such as those that end a text.
         config: the model.
         bytes_of_draft: see :func:`draft_bytes`.
+
+    Raises:
+        SpeqError: there is no text.
     """
+    if not counts.any():
+        raise SpeqError("the rows of text end before the model says anything: use a larger --length")
     if size is None:
         row = config.hidden_size * BITS / 8
         least = PROPOSALS * row / bytes_of_draft * counts.sum()
