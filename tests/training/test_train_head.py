@@ -185,7 +185,8 @@ def test_chains_on_prompts_are_those_that_drafting_would_meet(trained, tiny_chec
             for start in range(first - 1, first + WRITTEN - STEPS):
                 hits = [proposed[step][start] == drafted[start + 2 + step] for step in range(STEPS)]
                 right.append([all(hits[: step + 1]) for step in range(STEPS)])
-    assert found.chains == len(right)
+    assert (found.chains, found.prompts) == (len(right), 2)
+    assert found.agreement == pytest.approx(np.mean(agreed))
     assert found.draft == pytest.approx(np.mean(right, axis=0).tolist(), abs=1e-6)
     assert found.by_rows[2] <= found.by_rows[4] <= found.by_rows[6]
 

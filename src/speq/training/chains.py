@@ -42,7 +42,7 @@ class Acceptance:
 
     Attributes:
         prompts, chains: how many.
-        agreement: share of the draft level's tokens, at the beginning of a round, that are the exact level's.
+        agreement: share of the rounds whose first token is the exact level's.
         draft: share of chains whose first 1, 2, ... proposals are all what the draft level writes.
         exact: the same against the exact level's text, from its own hidden states.
         by_rows: tokens gained in a draft pass of 2, 3, ... rows, pass after pass through each round.
@@ -108,8 +108,9 @@ def measure(
             some = torch.tensor(rounds[first : first + _ROUNDS_AT_ONCE], device=target.device)
             written_by_draft, drafted = _draft_rounds(target, head, cache, tokens, some)
             hits.append(_chains(head, known, features, tokens, some, written_by_draft, drafted))
+            answered = [first + 1 < ends[row] for row, first in some.tolist()]
             following = tokens[some[:, 0], (some[:, 1] + 1).clamp(max=length - 1)]
-            agreed.append((following == written_by_draft[:, 0]).cpu().numpy())
+            agreed.append((following == written_by_draft[:, 0]).cpu().numpy()[answered])
     right = np.concatenate(hits)
     return Acceptance(
         prompts=len(prompts),
