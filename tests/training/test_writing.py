@@ -13,7 +13,7 @@ from speq.models.tokenizer import Tokenizer
 from speq.training import writing
 from speq.training.conversation import ANSWER, USER, Turns, read_turns
 from speq.training.target import Cache, Target
-from speq.training.writing import Start, starts, write
+from speq.training.writing import Start, beginnings, write
 
 TURNS = Turns((1, 2), ((90, 5, 6), (91, 7)), (ANSWER, USER), frozenset([92]))
 
@@ -112,8 +112,8 @@ def test_draws_follow_the_seed_and_the_probabilities(target, monkeypatch):
 
 def test_beginnings_do_not_depend_on_how_rows_are_grouped():
     openings = [(10,), (11, 12), (13,)]
-    whole = starts(TURNS, openings, 20, 0, 7)
-    assert whole == [*starts(TURNS, openings, 8, 0, 7), *starts(TURNS, openings, 12, 8, 7)]
+    whole = beginnings(TURNS, openings, 20, 0, 7)
+    assert whole == [*beginnings(TURNS, openings, 8, 0, 7), *beginnings(TURNS, openings, 12, 8, 7)]
     assert {start.temperature for start in whole} == set(writing.ANSWER_TEMPERATURES)
     begun = [start.tokens[2:] for start in whole]
     assert () in begun

@@ -82,7 +82,7 @@ def train_head(model: str, out: Path, files: tuple[Path, ...], threads: int | No
         entry = find_entry(model)
         trained = train(
             path,
-            entry.hub if entry else Path(model).name,
+            entry.hub if entry else Path(model).expanduser().absolute().name,
             out,
             Options(**options),
             files,

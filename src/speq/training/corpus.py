@@ -19,7 +19,7 @@ from speq.errors import SpeqError
 from speq.training.conversation import Turns
 from speq.training.documents import Documents
 from speq.training.target import Target
-from speq.training.writing import Start, Written, answers_to, starts, write
+from speq.training.writing import Start, Written, answers_to, beginnings, write
 
 HELD_OUT = 37
 """One row in so many is held out; coprime to the number of temperatures, so that each of them is among those rows."""
@@ -76,7 +76,7 @@ def own_text(
     """
 
     def wave(first: int) -> list[Start]:
-        return starts(turns, openings, min(at_once, rows - first), first, seed)
+        return beginnings(turns, openings, min(at_once, rows - first), first, seed)
 
     return _waves(target, turns, directory, wave, rows, length, at_once, seed, progress)
 
@@ -138,13 +138,13 @@ def _waves(
     for number, first in enumerate(range(0, rows, at_once)):
         file = directory / f"text-{number:05d}.npz"
         if not file.exists():
-            beginnings = wave(first)
+            starts = wave(first)
 
-            def report(position: int, done: int = first, count: int = len(beginnings)) -> None:
+            def report(position: int, done: int = first, count: int = len(starts)) -> None:
                 if progress is not None:
                     progress("writing", done * length + count * (position + 1), rows * length)
 
-            _save(file, write(target(), turns, beginnings, length, seed + number, report=report))
+            _save(file, write(target(), turns, starts, length, seed + number, report=report))
         with np.load(file) as stored:
             parts.append(Written(stored["tokens"], stored["answers"]))
     return Corpus(np.concatenate([p.tokens for p in parts]), np.concatenate([p.answers for p in parts]))

@@ -138,7 +138,7 @@ def _config(head: HeadConfig, model: Mapping[str, Any], name: str, proposals: in
             "mlp_bias": False,
             "rms_norm_eps": head.norm_eps,
             "vocab_size": head.model_vocabulary,
-            "max_position_embeddings": head.rotary.context_length,
+            "max_position_embeddings": model.get("max_position_embeddings") or head.rotary.context_length,
         }
         | {key: model[key] for key in _ROPE if model.get(key) is not None},
         "draft_vocab_size": head.vocabulary,

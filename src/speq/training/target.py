@@ -275,7 +275,7 @@ class Target:
             values = draft_values(matrix) if level == "draft" else to_float32(decode(matrix), matrix.spec.dtype)
         else:
             values = matrix
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, self.dtype)
+        return torch.from_numpy(np.require(values, np.float32, ["C", "W"])).to(self.device, self.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -49,7 +49,7 @@ WARM_UP = 0.03
 LAST_RATE = 0.02
 CLIP = 1.0
 BETAS = (0.9, 0.95)
-DECAY = 0.01
+WEIGHT_DECAY = 0.01
 
 POOL_BATCHES = 32
 """Batches whose rows the model is run on at a time."""
@@ -234,7 +234,11 @@ class _Training:
         self._head = Head(self._config, self._parameters, target.embedding)
         self._rate = RATE / math.sqrt(config.hidden_size)
         self._optimizer = torch.optim.AdamW(
-            list(self._parameters.values()), lr=self._rate, betas=BETAS, weight_decay=DECAY, fused=task.device == "cuda"
+            list(self._parameters.values()),
+            lr=self._rate,
+            betas=BETAS,
+            weight_decay=WEIGHT_DECAY,
+            fused=task.device == "cuda",
         )
         self._state = _State()
         self._saved = time.monotonic()

@@ -176,7 +176,7 @@ def _recorded(writer: _Writer) -> Callable[[int], None]:
     return advance
 
 
-def starts(turns: Turns, openings: Sequence[Sequence[int]], rows: int, first_row: int, seed: int) -> list[Start]:
+def beginnings(turns: Turns, openings: Sequence[Sequence[int]], rows: int, first_row: int, seed: int) -> list[Start]:
     """Beginnings of conversations that the model is to write alone; ``openings`` are the words every other begins with.
 
     Args:
