@@ -71,11 +71,12 @@ def test_a_vocabulary_is_the_tokens_that_pay_in_multiples_of_64_with_those_that_
     counts[500:600] = 2
     counts[999] = 1
     row = config.hidden_size * 4.25 / 8
-    # A share of 1e-4 pays: the hundred frequent ones, filled up to 128 with the first of the others, and id 7.
-    known = choose_vocabulary(counts, None, frozenset({7}), config, int(3 * row / 1e-4))
+    # The rarer ones have a share of 1.996e-5. If 2.1e-5 pays: the hundred frequent ones, filled up to 128 with the
+    # first of the others, and id 7.
+    known = choose_vocabulary(counts, None, frozenset({7}), config, int(3 * row / 2.1e-5))
     assert len(known) == 128
     assert known.tolist() == [7, *range(10, 110), *range(500, 527)]
-    assert len(choose_vocabulary(counts, None, frozenset({7}), config, int(3 * row / 1e-6))) == 256
+    assert len(choose_vocabulary(counts, None, frozenset({7}), config, int(3 * row / 1.9e-5))) == 256
     assert choose_vocabulary(counts, 3, frozenset({7, 12345}), config, 1).tolist() == [7, 10, 11]
     assert len(choose_vocabulary(counts, 5000, frozenset(), config, 1)) == 1000
     with pytest.raises(SpeqError, match="before the model says anything"):

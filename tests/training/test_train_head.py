@@ -18,7 +18,7 @@ from speq.errors import SpeqError
 from speq.locate import converted_model
 from speq.models.tokenizer import Tokenizer
 from speq.training import train, writing
-from speq.training.chains import EVERY, STEPS, WRITTEN, bind_head, measure
+from speq.training.chains import EVERY, STEPS, WRITTEN, _gained, bind_head, measure
 from speq.training.conversation import read_turns
 from speq.training.head import parameter_shapes
 from speq.training.job import Options
@@ -27,6 +27,7 @@ from speq.training.target import Target
 from speq.training.unroll import unroll
 
 WORD = "abcd"
+TEXTS = ("hello", WORD * 10, "abcabc", "dcba" * 5, "abxd" * 6, "bcda " * 4, "aabbccdd" * 3, "dab" * 7)
 SMALL = ("--length", 48, "--batch", 384, "--device", "cpu", "--threads", 1)
 
 
@@ -156,7 +157,7 @@ def test_chains_on_prompts_are_those_that_drafting_would_meet(trained, tiny_chec
     model, tokenizer = load_converted(path), Tokenizer(path)
     target = Target(model.config, {**model.raw, **model.split}, "cpu")
     head, known = bind_head(read_head(trained.path), target)
-    turns, prompts = read_turns(tokenizer), [tokenizer.encode("hello"), tokenizer.encode(WORD * 10)]
+    turns, prompts = read_turns(tokenizer), [tokenizer.encode(text) for text in TEXTS]
     found = measure(target, head, known, turns, prompts, 30)
     right, agreed = [], []
     for prompt in prompts:
@@ -185,10 +186,17 @@ def test_chains_on_prompts_are_those_that_drafting_would_meet(trained, tiny_chec
             for start in range(first - 1, first + WRITTEN - STEPS):
                 hits = [proposed[step][start] == drafted[start + 2 + step] for step in range(STEPS)]
                 right.append([all(hits[: step + 1]) for step in range(STEPS)])
-    assert (found.chains, found.prompts) == (len(right), 2)
+    assert (found.chains, found.prompts) == (len(right), len(TEXTS))
     assert found.agreement == pytest.approx(np.mean(agreed))
     assert found.draft == pytest.approx(np.mean(right, axis=0).tolist(), abs=1e-6)
     assert found.by_rows[2] <= found.by_rows[4] <= found.by_rows[6]
+
+
+def test_passes_follow_each_other_where_the_one_before_ends():
+    """Of four places the first has two right proposals, the third none, the fourth one."""
+    right = np.array([[[1, 1, 0], [0, 0, 0], [0, 0, 0], [1, 0, 0]], [[0, 0, 0]] * 4], bool)
+    assert _gained(right) == (3 + 2 + 4 * 1) / (2 + 4)
+    assert _gained(right[:, :, :1]) == (2 + 1 + 2 + 4 * 1) / (3 + 4)
 
 
 def test_a_head_of_another_model_is_refused(trained, random_model):
