@@ -159,6 +159,9 @@ def test_chains_on_prompts_are_those_that_drafting_would_meet(trained, tiny_chec
     head, known = bind_head(read_head(trained.path), target)
     turns, prompts = read_turns(tokenizer), [tokenizer.encode(text) for text in TEXTS]
     found = measure(target, head, known, turns, prompts, 30)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("speq.training.chains._CACHE_BYTES", 1)
+        assert measure(target, head, known, turns, prompts, 30) == found
     right, agreed = [], []
     for prompt in prompts:
         answer = list(prompt)
@@ -253,6 +256,18 @@ def test_text_that_was_written_before_an_interruption_is_kept(command, tiny_chec
     assert command(*arguments)[0] == 130
     assert command(*arguments)[0] == 0
     assert written == [0, 1, None, 2]
+
+
+def test_a_gpu_writes_as_many_rows_as_its_memory_holds_and_goes_on_with_as_many(tiny_checkpoint, tmp_path, monkeypatch):
+    path = converted_model(str(tiny_checkpoint))
+    model = load_converted(path)
+    task = train._Task(model, Tokenizer(path), Options(), "cuda", None, print)
+    task.target = Target(model.config, {**model.raw, **model.split}, "cpu")
+    row = 2 * 2 * 2 * 2 * 16 * 100 + 4 * train._LOGITS * 259  # keys and values of 100 tokens in BF16, and logits
+    for place, free, rows in (("a", 40 * row, 20), ("a", 80 * row, 20), ("b", row, 1), ("c", 10**12, 1024)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 10**12))
+        (tmp_path / place).mkdir(exist_ok=True)
+        assert task._rows_at_once(tmp_path / place, 100) == rows
 
 
 def test_other_options_do_not_continue_an_unfinished_training(command, fails, tiny_checkpoint, tmp_path, monkeypatch):

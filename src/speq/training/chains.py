@@ -33,7 +33,8 @@ WRITTEN = 12
 EVERY = 8
 """Tokens of the answer between two rounds."""
 
-_ROUNDS_AT_ONCE = 256
+_CACHE_BYTES = 1 << 30
+"""Of the caches of the rounds that are run together, about."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,9 @@ def measure(
         features = torch.cat([target.read(row[None], head.config.taps).features["exact"] for row in tokens])
         exact = _against_text(head, known, features, tokens, prompts, ends)
         hits, agreed = [], []
-        for first in range(0, len(rounds), _ROUNDS_AT_ONCE):
-            some = torch.tensor(rounds[first : first + _ROUNDS_AT_ONCE], device=target.device)
+        at_once = max(1, _CACHE_BYTES * len(prompts) // cache.bytes)
+        for first in range(0, len(rounds), at_once):
+            some = torch.tensor(rounds[first : first + at_once], device=target.device)
             written_by_draft, drafted = _draft_rounds(target, head, cache, tokens, some)
             hits.append(_chains(head, known, features, tokens, some, written_by_draft, drafted))
             answered = [first + 1 < ends[row] for row, first in some.tolist()]

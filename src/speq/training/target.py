@@ -75,6 +75,11 @@ class Cache:
         """Positions there is room for."""
         return int(self.keys.shape[3])
 
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return 2 * int(self.keys.numel() * self.keys.element_size())
+
 
 def default_taps(layers: int) -> tuple[int, int, int]:
     """After how many layers the residual stream is tapped: low and middle as in EAGLE-3, and before the last layer.

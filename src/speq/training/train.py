@@ -67,7 +67,12 @@ SAVE_SECONDS = 60.0
 """Between two checkpoints."""
 
 _AT_ONCE = {"cpu": 32, "cuda": 1024}
-"""Rows that are written side by side."""
+"""Rows that are written side by side, if there is memory for so many."""
+
+_LOGITS = 8
+"""Copies of a row's logits, float32, that drawing a token takes."""
+
+_ROWS = "rows-at-once"
 
 _PARTS = 1000
 """Of a training, for the progress bar: it may be limited by steps, by time, or by both."""
@@ -165,8 +170,8 @@ class _Task:
     def text(self, documents: Any, working: Path) -> Corpus:
         """The text of the job."""
         options = self.options
-        at_once = _AT_ONCE[self.device]
         length = min(options.length, model_config(self.model.config).context_length)
+        at_once = self._rows_at_once(working, length)
         if documents is not None:
             end = min(self.tokenizer.eos_ids, default=None)
             return given_text(
@@ -195,6 +200,22 @@ class _Task:
             seed=options.seed,
             progress=self.progress,
         )
+
+    def _rows_at_once(self, working: Path, length: int) -> int:
+        """How many rows are written side by side. On a GPU its free memory decides, once for all of a job: the text
+        depends on it.
+        """
+        most = _AT_ONCE[self.device]
+        if self.device == "cpu":
+            return most
+        file = working / _ROWS
+        if not file.exists():
+            config = self.target.config
+            cache = 2 * 2 * config.layers * config.kv_heads * config.head_dim * length
+            free, _ = torch.cuda.mem_get_info()
+            rows = free // 2 // (cache + 4 * _LOGITS * config.vocab_size)
+            file.write_text(str(max(1, min(most, rows))))
+        return int(file.read_text())
 
 
 @dataclass
@@ -430,4 +451,6 @@ def _enough_memory() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        raise SpeqError("the GPU has too little memory for this: use a smaller --batch, or --device cpu") from None
+        raise SpeqError(
+            "the GPU has too little memory for this: use a smaller --batch or --length, or --device cpu"
+        ) from None
