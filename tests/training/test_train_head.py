@@ -273,11 +273,30 @@ def test_a_gpu_writes_as_many_rows_as_its_memory_holds_and_goes_on_with_as_many(
 def test_other_options_do_not_continue_an_unfinished_training(command, fails, tiny_checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train._Training, "run", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(train, "SAVE_SECONDS", 0.0)
+        patch.setattr(train, "write_head", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         assert command(tiny_checkpoint, out, "--tokens", 400, "--steps", 3, *SMALL)[0] == 130
     line = fails(tiny_checkpoint, out, "--tokens", 400, "--steps", 4, *SMALL)
     assert ".out.partial holds an unfinished training with --steps 3 rather than 4" in line
+    line = fails(tiny_checkpoint, out, "--tokens", 4000, "--steps", 3, *SMALL)
+    assert "--tokens 400 rather than 4000" in line
     assert command(tiny_checkpoint, out, "--tokens", 400, "--steps", 3, *SMALL)[0] == 0
+
+
+def test_text_serves_another_training_until_a_step_is_kept(command, tiny_checkpoint, tmp_path, monkeypatch):
+    arguments = (tiny_checkpoint, tmp_path / "out", "--tokens", 400)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "choose_vocabulary", _out_of_memory)
+        code, _, err = command(*arguments, "--steps", 3, *SMALL)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "too little memory for this: use a smaller --batch" in err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("speq.training.corpus.write", _out_of_memory)
+        assert command(*arguments, "--steps", 2, *SMALL)[0] == 0
+
+
+def _out_of_memory(*arguments, **options):
+    raise torch.OutOfMemoryError
 
 
 def test_questions_are_answered_by_the_model(command, tiny_checkpoint, tmp_path):
@@ -311,15 +330,13 @@ def test_bad_input_is_one_clear_line(fails, command, tiny_checkpoint, write_chec
         ((tiny_checkpoint, tmp_path / "out", "--text", empty), "empty.txt has no text to train on"),
         ((tiny_checkpoint, tmp_path / "out", "--text", binary), "binary.txt is not UTF-8 text (at byte 0)"),
         ((tiny_checkpoint, tmp_path / "out", "--text", tmp_path / "no.txt"), "no.txt: no such file or directory"),
+        ((tiny_checkpoint, tmp_path / "out", "--text", short), "the text has"),
+        ((tiny_checkpoint, tmp_path / "out", "--length", 16, "--tokens", 64), "use a larger --length"),
         ((tiny_checkpoint, tmp_path / "out", "--device", "cuda"), "torch finds no CUDA GPU here"),
     ]:
         assert message in fails(*arguments)
     silent = write_checkpoint(tmp_path / "silent", tokenizer=False)
     assert "silent has no tokenizer" in command(silent, tmp_path / "out")[2]
-    code, _, err = command(tiny_checkpoint, tmp_path / "out", "--text", short)
-    assert code == 1
-    assert "the text has" in err
-    assert "takes at least 64" in err
     assert command(tiny_checkpoint, tmp_path / "out2", "--tokens", 3)[0] == 2
     assert command(tiny_checkpoint)[0] == 2
 

@@ -32,7 +32,10 @@ from speq.cli.terminal import ProgressBars, note
     "--steps", type=click.IntRange(1), metavar="N", help="Steps of the optimiser.  [default: 2000, or all in --minutes]"
 )
 @click.option(
-    "--minutes", type=click.FloatRange(0, min_open=True), metavar="M", help="Train no longer than this, writing aside."
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="M",
+    help="Train no longer than this; writing text is not counted.",
 )
 @click.option("--batch", type=click.IntRange(1), metavar="N", default=4096, show_default=True, help="Tokens of a step.")
 @click.option(
@@ -44,7 +47,9 @@ from speq.cli.terminal import ProgressBars, note
     metavar="N",
     help="Tokens that the head can propose.  [default: those that are worth reading their weights]",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), metavar="S", default=0, show_default=True, help="Of all draws."
+)
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +21,8 @@ VERSION = 1
 
 STEPS = 2000
 OWN_TOKENS = 1_000_000
-JOB = "job.json"
+JOB, CHECKPOINT = "job.json", "checkpoint.pt"
+_TEXT_OPTIONS = ("tokens", "length", "seed", "device")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ def job_of(model: Converted, options: Options, device: str, files: Sequence[Path
 def working_directory(out: Path, job: dict[str, Any]) -> Iterator[Path]:
     """The hidden directory beside ``out``, held against other processes.
 
+    What it holds of the same job is continued. As long as no step of a training has been kept, another job with the
+    same text goes on with that. An error of the user's leaves nothing but a training that has begun.
+
     Raises:
         SpeqError: ``out`` exists, cannot be written, or the directory holds the work of another job.
     """
@@ -81,14 +86,19 @@ def working_directory(out: Path, job: dict[str, Any]) -> Iterator[Path]:
     with writing_to(out.parent, "free some and run again: it continues there"), exclusive(working / ".lock"):
         file = working / JOB
         found = _read(file)
-        if found is None:
-            file.write_text(json.dumps(job))
-        elif found != job:
+        begun = (working / CHECKPOINT).exists()
+        if found is not None and found != job and (begun or _text_of(found) != _text_of(job)):
             raise SpeqError(
                 f"{working} holds an unfinished training with {_difference(found, job)}: give the same options to "
                 "continue it, or delete it"
             )
-        yield working
+        file.write_text(json.dumps(job))
+        try:
+            yield working
+        except SpeqError:
+            if not (working / CHECKPOINT).exists():
+                shutil.rmtree(working)
+            raise
 
 
 def check_free(out: Path) -> None:
@@ -106,6 +116,14 @@ def _read(file: Path) -> Any:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return None
+
+
+def _text_of(job: Any) -> Any:
+    """The part of a job that its text depends on."""
+    if not isinstance(job, dict) or not isinstance(job.get("options"), dict):
+        return None
+    options = {name: job["options"].get(name) for name in _TEXT_OPTIONS}
+    return {name: value for name, value in job.items() if name != "options"} | options
 
 
 def _difference(found: Any, job: dict[str, Any]) -> str:

@@ -29,7 +29,16 @@ from speq.training.conversation import OPENINGS, USER, read_turns
 from speq.training.corpus import HELD_OUT, Corpus, given_text, own_text
 from speq.training.documents import read_documents
 from speq.training.head import Head, HeadConfig, initial_parameters
-from speq.training.job import OWN_TOKENS, STEPS, Options, check_free, job_of, model_identity, working_directory
+from speq.training.job import (
+    CHECKPOINT,
+    OWN_TOKENS,
+    STEPS,
+    Options,
+    check_free,
+    job_of,
+    model_identity,
+    working_directory,
+)
 from speq.training.layout import write_head
 from speq.training.pool import Pool
 from speq.training.target import LEVELS, Level, Target, default_taps
@@ -76,8 +85,6 @@ _ROWS = "rows-at-once"
 
 _PARTS = 1000
 """Of a training, for the progress bar: it may be limited by steps, by time, or by both."""
-
-_CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ def train_head(
     tokenizer = Tokenizer(path)
     device = _device(options.device)
     documents = read_documents(files, tokenizer) if files else None
-    with working_directory(out, job_of(model, options, device, files)) as working, _enough_memory():
+    with _enough_memory(), working_directory(out, job_of(model, options, device, files)) as working:
         task = _Task(model, tokenizer, options, device, progress, report or (lambda line: None))
         corpus = task.text(documents, working)
         trained = _Training(task, corpus, working).run()
@@ -411,14 +418,14 @@ class _Training:
             "optimizer": self._optimizer.state_dict(),
             "state": vars(self._state),
         }
-        partial = self._working / f"{_CHECKPOINT}.partial"
+        partial = self._working / f"{CHECKPOINT}.partial"
         with partial.open("wb") as file:
             torch.save(content, file)
-        partial.replace(self._working / _CHECKPOINT)
+        partial.replace(self._working / CHECKPOINT)
         self._saved = time.monotonic()
 
     def _load(self) -> None:
-        file = self._working / _CHECKPOINT
+        file = self._working / CHECKPOINT
         if not file.exists():
             return
         content = torch.load(file, map_location=self._task.target.device, weights_only=True)
