@@ -337,6 +337,21 @@ def test_bad_input_is_one_clear_line(fails, command, tiny_checkpoint, write_chec
         assert message in fails(*arguments)
     silent = write_checkpoint(tmp_path / "silent", tokenizer=False)
     assert "silent has no tokenizer" in command(silent, tmp_path / "out")[2]
+
+    def spoil(tensors):
+        tensors["model.norm.weight"][5] = np.nan
+
+    spoilt = write_checkpoint(tmp_path / "spoilt", change=spoil)
+    words = tmp_path / "words.txt"
+    words.write_text(WORD * 100)
+    for arguments, message in [
+        ((), "the model cannot write text: its activations are not finite"),
+        (("--text", words), "step 0 gives no finite gradient"),
+    ]:
+        code, _, err = command(spoilt, tmp_path / "out", "--tokens", 400, *arguments, *SMALL)
+        assert code == 1
+        assert message in err.splitlines()[-1]
+        assert not list(tmp_path.glob(".out*"))
     assert command(tiny_checkpoint, tmp_path / "out2", "--tokens", 3)[0] == 2
     assert command(tiny_checkpoint)[0] == 2
 

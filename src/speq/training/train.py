@@ -27,7 +27,7 @@ from speq.models.config import model_config
 from speq.models.tokenizer import Tokenizer
 from speq.training.conversation import OPENINGS, USER, read_turns
 from speq.training.corpus import HELD_OUT, Corpus, given_text, own_text
-from speq.training.documents import read_documents
+from speq.training.documents import Documents, read_documents
 from speq.training.head import Head, HeadConfig, initial_parameters
 from speq.training.job import (
     CHECKPOINT,
@@ -134,8 +134,8 @@ def train_head(
         report: called with a line per measurement.
 
     Raises:
-        SpeqError: no tokenizer, unusable text or device, too little memory, ``out`` exists, or the work of another job
-            is in its place.
+        SpeqError: no tokenizer, unusable text or device, a model that is not finite, too little memory, ``out`` exists,
+            or the work of another job is in its place.
     """
     check_free(out)
     model = load_converted(path)
@@ -174,7 +174,7 @@ class _Task:
     def target(self) -> Target:
         return Target(self.model.config, {**self.model.raw, **self.model.split}, self.device)
 
-    def text(self, documents: Any, working: Path) -> Corpus:
+    def text(self, documents: Documents | None, working: Path) -> Corpus:
         """The text of the job."""
         options = self.options
         length = min(options.length, model_config(self.model.config).context_length)
@@ -273,7 +273,8 @@ class _Training:
         self._batch = max(1, min(options.batch // corpus.tokens.shape[1], len(training)))
         self._batches = max(1, min(POOL_BATCHES, len(training) // self._batch))
         self._pool: tuple[int, Pool] | None = None
-        self._held_out = self._make_pool(corpus.held_out[:MEASURED_ROWS], -1)
+        spread = np.linspace(0, len(corpus.held_out) - 1, min(len(corpus.held_out), MEASURED_ROWS))
+        self._held_out = self._make_pool(corpus.held_out[spread.astype(np.intp)], -1)
 
     def run(self) -> _Training:
         """All steps that remain."""
@@ -313,7 +314,7 @@ class _Training:
             "rows": len(corpus.tokens),
             "length": int(corpus.tokens.shape[1]),
             "held_out": f"every {HELD_OUT}th row, {len(corpus.held_out)} of {len(corpus.tokens)}; "
-            f"{min(len(corpus.held_out), MEASURED_ROWS)} of them measured",
+            f"{self._held_out.rows} of them measured",
             "steps": self._state.step,
             "batch": self._batch * int(corpus.tokens.shape[1]),
             "unrolled": UNROLL,
@@ -356,7 +357,12 @@ class _Training:
             )
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), CLIP)
+        norm = torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), CLIP)
+        if not torch.isfinite(norm):
+            raise SpeqError(
+                f"step {state.step} gives no finite gradient: the model's activations on this text are not finite, or "
+                "the training has come apart; look at the model with speq generate, or use a larger --batch"
+            )
         self._optimizer.step()
         state.step += 1
 

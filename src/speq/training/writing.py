@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from speq.errors import SpeqError
 from speq.training.conversation import ANSWER, Turns
 from speq.training.target import Cache, Level, Target, Tensor
 
@@ -74,6 +75,9 @@ def write(
         level: which of the model's levels writes.
         cache: takes the keys and values of all tokens but the last, if the caller wants them.
         report: called with the position that is done.
+
+    Raises:
+        SpeqError: activations of the model are not finite.
     """
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -84,6 +88,8 @@ def write(
             advance(min(-(-(position + 1) // _SPAN) * _SPAN, length))
             if report is not None and (position % 16 == 0 or position == length - 2):
                 report(position + 1)
+    if not writer.finite:
+        raise SpeqError("the model cannot write text: its activations are not finite")
     return Written(writer.tokens.cpu().numpy().astype(np.int32), writer.answers.cpu().numpy())
 
 
@@ -103,6 +109,7 @@ class _Writer:
             given = start.tokens[:length]
             self.tokens[row, : len(given)] = tensor(given)
         self.answers = torch.zeros((rows, length), dtype=torch.bool, device=target.device)
+        self.finite = tensor(True)
         self._position = tensor(0)
         self._speaker = tensor([start.speaker for start in starts])
         self._closing = torch.full((rows,), -1, device=target.device)  # next of the closing tokens, -1 while speaking
@@ -124,6 +131,7 @@ class _Writer:
         rows = len(self.tokens)
         read = self.tokens.index_select(1, at[None])[:, 0]
         final, _ = self._target.step(self._level, read, at.expand(rows), self._cache, span)
+        self.finite.logical_and_(torch.isfinite(final).all())
         drawn = self._draw(F.linear(final, self._target.head(self._level)))
         given = self.tokens.index_select(1, at[None] + 1)[:, 0]
         is_given = given >= 0
