@@ -11,8 +11,10 @@ and what was measured.
     target.py        the model in torch, at both of its levels
     head.py          the head: its parameters and its arithmetic
     unroll.py        chains of proposals, their loss and how many are right
+    vocabulary.py    which of the model's tokens a head can propose
     pool.py          what the model says about rows of text, computed once and used several times
-    train.py         the job: steps, checkpoints, measurements
+    job.py           what is asked for, and the directory that keeps the work until the head is there
+    train.py         the training: steps, checkpoints, measurements
     layout.py        the directory that a trained head becomes, written and read
     chains.py        acceptance on prompts, as a draft would meet them
 
