@@ -127,7 +127,7 @@ def test_the_vocabulary_gives_the_same_ids(write_checkpoint, tmp_path):
 
     source = write_checkpoint(tmp_path / "hf", change=change, vocab_size=260)
     content = json.loads((source / "tokenizer.json").read_text())
-    content["model"]["vocab"]["th"] = 259
+    content["model"]["vocab"]["th"] = 256  # special tokens move up
     content["model"]["merges"] = [["t", "h"]]
     tokenizer = Tokenizer.from_str(json.dumps(content))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -136,7 +136,7 @@ def test_the_vocabulary_gives_the_same_ids(write_checkpoint, tmp_path):
     tokenizer.save(str(source / "tokenizer.json"))
     written = GGUFSource(export_gguf(source, tmp_path / "model.gguf"))
     again = Tokenizer.from_str(written.files["tokenizer.json"].decode())
-    assert again.encode("the").ids == [259, 68]
+    assert again.encode("the").ids == [256, 68]
     text = "<|begin|>The 42 lighthouses, naïve?<|end|>"
     assert again.encode(text).ids == tokenizer.encode(text).ids
 

@@ -25,6 +25,7 @@ _COMMANDS = {
     "inspect": ("inspect", "Show sizes, exponents, escapes and draft error of a model."),
     "generate": ("generate", "Generate text from a prompt."),
     "chat": ("chat", "Talk with a model in the terminal."),
+    "train-head": ("train_head", "Train a head that proposes tokens for the draft to check."),
     "bench": ("bench", "Measure kernels, decoding and other engines."),
     "hw": ("hw", "Simulate, emit and synthesise the accelerator."),
 }
