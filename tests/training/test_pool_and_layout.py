@@ -97,8 +97,7 @@ ROPES = {
     "theta": {"rope_theta": 1e6},
     "new entries": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     "linear": {"rope_scaling": {"type": "linear", "factor": 2.5}, "rope_theta": 5000.0},
-    "yarn": {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 64}},
-    "yarn factor": {"rope_scaling": {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}},
+    "yarn": {"rope_scaling": {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}},
 }
 
 
