@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,13 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from speq.runtime.batch import Batch
+
+
+def pytest_configure() -> None:
+    """Programs under test begin with the signals of a terminal, whatever a shell has set in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

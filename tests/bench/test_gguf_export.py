@@ -121,14 +121,22 @@ def test_what_does_not_fit_is_refused(write_checkpoint, tmp_path):
 
 
 def test_the_vocabulary_gives_the_same_ids(write_checkpoint, tmp_path):
-    source = write_checkpoint(tmp_path / "hf", vocab_size=259)
-    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    def change(tensors):
+        embedding = tensors["model.embed_tokens.weight"]
+        tensors["model.embed_tokens.weight"] = np.concatenate([embedding, embedding[:1]])
+
+    source = write_checkpoint(tmp_path / "hf", change=change, vocab_size=260)
+    content = json.loads((source / "tokenizer.json").read_text())
+    content["model"]["vocab"]["th"] = 256  # special tokens move up
+    content["model"]["merges"] = [["t", "h"]]
+    tokenizer = Tokenizer.from_str(json.dumps(content))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.save(str(source / "tokenizer.json"))
     written = GGUFSource(export_gguf(source, tmp_path / "model.gguf"))
     again = Tokenizer.from_str(written.files["tokenizer.json"].decode())
+    assert again.encode("the").ids == [256, 68]
     text = "<|begin|>The 42 lighthouses, naïve?<|end|>"
     assert again.encode(text).ids == tokenizer.encode(text).ids
 

@@ -142,7 +142,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_no_calibration(write_che
 
 
 def test_a_refusal_while_calibrating_leaves_nothing(tiny_checkpoint, tmp_path, monkeypatch):
-    def refuse(self, model, threads):
+    def refuse(self, model, threads, kept):
         raise SpeqError("no moments")
 
     monkeypatch.setattr(Calibration, "moments", refuse)

@@ -276,7 +276,7 @@ def test_what_does_not_exist_cannot_be_used() -> None:
         lambda: step.embed(table, -1),
         lambda: step.linear(hidden, none, [(table, 0, None)], hidden + 1, False),
         lambda: step.linear(hidden, none, [(table + 1, 0, None)], hidden, False),
-        lambda: step.gated_linear(hidden, none, table, table + 1, hidden),
+        lambda: step.gated_linear(hidden, none, table, table + 1, hidden, None, None),
         lambda: step.attention(hidden + 1, hidden, 0, 4, 2, 16, 1.0, 0, none, none),
         lambda: step.head(hidden, none, table + 1),
         lambda: step.buffer(hidden + 1),

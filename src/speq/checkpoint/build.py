@@ -164,7 +164,7 @@ def finish_left(target: Path, job: dict[str, Any] | None = None) -> None:
     Raises:
         SpeqError: no permission, or another process is at it.
     """
-    for directory in (target / _INSIDE, _beside(target)):
+    for directory in (target / _INSIDE, beside(target)):
         if not is_converted(directory) or (directory.parent != target and job_at(directory) != job):
             continue
         with writing_to(target), exclusive(directory):
@@ -174,7 +174,7 @@ def finish_left(target: Path, job: dict[str, Any] | None = None) -> None:
 
 def clear_left(target: Path) -> None:
     """Remove what earlier processes left of conversions to ``target``, which is complete."""
-    for directory in (target / _INSIDE, _beside(target)):
+    for directory in (target / _INSIDE, beside(target)):
         _remove_unless_in_use(directory)
 
 
@@ -207,10 +207,10 @@ def source_at(path: Path) -> dict[str, Any]:
 
 def hidden(target: Path) -> Path:
     """The directory that becomes ``target`` when it is complete, or whose content does."""
-    return target / _INSIDE if target.is_dir() else _beside(target)
+    return target / _INSIDE if target.is_dir() else beside(target)
 
 
-def _beside(target: Path) -> Path:
+def beside(target: Path) -> Path:
     """A hidden name next to a path, no longer than names can be."""
     name = f".{target.name}.partial"
     if len(os.fsencode(name)) > _LONGEST_NAME:

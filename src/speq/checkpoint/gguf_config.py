@@ -166,11 +166,10 @@ def absent_biases(file: GGUFFile, config: Mapping[str, Any]) -> dict[str, int]:
     stems: tuple[str, ...] = _QKV if config["model_type"] == "qwen2" else _ATTENTION if config["attention_bias"] else ()
     stems += _FEED_FORWARD if config.get("mlp_bias") else ()
     widths = {}
-    for layer in range(config["num_hidden_layers"]):
-        for stem in stems:
-            weight = file.tensors.get(f"blk.{layer}.{stem}.weight")
-            if weight is not None and f"blk.{layer}.{stem}.bias" not in file.tensors:
-                widths[f"model.layers.{layer}.{_LAYER_NAMES[stem]}.bias"] = weight.shape[0]
+    for name, weight in file.tensors.items():
+        found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+        if found and found[2] in stems and f"blk.{found[1]}.{found[2]}.bias" not in file.tensors:
+            widths[f"model.layers.{found[1]}.{_LAYER_NAMES[found[2]]}.bias"] = weight.shape[0]
     return widths
 
 

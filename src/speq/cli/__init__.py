@@ -26,6 +26,7 @@ _COMMANDS = {
     "generate": ("generate", "Generate text from a prompt."),
     "chat": ("chat", "Talk with a model in the terminal."),
     "verify": ("verify", "Show that drafts, batches, threads and instruction sets change no byte."),
+    "train-head": ("train_head", "Train a head that proposes tokens for the draft to check."),
     "bench": ("bench", "Measure kernels, decoding and other engines."),
     "hw": ("hw", "Simulate, emit and synthesise the accelerator."),
 }

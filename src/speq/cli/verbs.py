@@ -22,7 +22,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self._verbs:
             return None
-        command = getattr(importlib.import_module(f"speq.cli.{self._verbs[name][0]}"), name)
+        command = getattr(importlib.import_module(f"speq.cli.{self._verbs[name][0]}"), name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

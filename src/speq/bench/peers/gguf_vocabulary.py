@@ -25,13 +25,15 @@ class Vocabulary:
 
 
 def read_vocabulary(model_dir: Path, size: int) -> Vocabulary | None:
-    """The vocabulary, with unused tokens up to ``size``; None if there is none or it is not byte-level BPE."""
+    """The vocabulary, with unused tokens up to ``size``; None if there is none, or it is not byte-level BPE
+    with merges, without which no engine takes one.
+    """
     path = model_dir / "tokenizer.json"
     if not path.is_file():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
     model = content["model"]
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
+    if model.get("type") != "BPE" or model.get("byte_fallback") or not model.get("merges"):
         return None
     tokens = [f"[PAD{i}]" for i in range(size)]
     kinds = [_UNUSED] * size
