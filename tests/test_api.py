@@ -10,12 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import speq
 from speq.api import Model
+from speq.runtime.batch import Limits
+from speq.runtime.kv import KVPool
+from speq.runtime.sampling import choose
 
 END = 257
 
@@ -52,26 +56,32 @@ class Utf8:
 class Script:
     """An engine that goes on with ``text`` after ``prompt`` and then ends; every draft of an ``e`` is wrong."""
 
+    levels = ("draft", "exact")
+
     def __init__(self, text, prompt):
         self.script = [*prompt.encode(), *text.encode(), END]
-        self.vocab_size, self.context_length, self.cache = 258, 500, []
+        self.vocab_size, self.limits = 258, Limits(500, 256, 64, 16, 4)
+        self.kv = KVPool(1, 1, 1, context=500, sequences=4)
         self.computed = 0
 
-    @property
-    def length(self):
-        return len(self.cache)
+    def check(self, kv, tokens):
+        assert kv.length + len(tokens) <= self.limits.context
 
-    def forward(self, tokens, *, draft=False, logits="last"):
-        self.computed += len(tokens)
-        rows = np.zeros((len(tokens), self.vocab_size), np.float32)
-        for row, token in enumerate(tokens):
-            self.cache.append(token)
-            following = self.script[min(len(self.cache), len(self.script) - 1)]
-            rows[row, ord("x") if draft and following == ord("e") else following] = 9
-        return {"none": rows[:0], "last": rows[-1:], "all": rows}[logits]
+    def run(self, batch):
+        drawn = []
+        for span in batch.spans:
+            self.computed += len(span.tokens)
+            self.kv.make_room(span.kv, len(span.tokens))
+            drawn.append([self.draw(span, row, batch.level) for row in span.wanted])
+            self.kv.extend(span.kv, span.tokens, exact=batch.level == "exact")
+        return SimpleNamespace(drawn=drawn.__getitem__)
 
-    def truncate(self, length):
-        del self.cache[length:]
+    def draw(self, span, row, level):
+        """What follows depends on the position alone; nobody proposes trees here."""
+        following = self.script[min(span.kv.length + row + 1, len(self.script) - 1)]
+        logits = np.zeros(self.vocab_size, np.float32)
+        logits[ord("x") if level == "draft" and following == ord("e") else following] = 9
+        return choose(logits, span.sampling, span.kv.length + row + 1)
 
 
 def scripted(text, prompt="user:hello|"):
@@ -131,7 +141,7 @@ def test_a_stop_string_inside_a_character_boundary():
 @pytest.mark.parametrize(("stop", "count"), [("<end>", 4), ("s<end>", 4), ("<end", 4), (("zz", "<end>xx"), 6)])
 def test_a_special_token_in_a_stop_string_ends_the_text(draft, stop, count):
     model = scripted("yes")
-    model.engine.script += b"xxyy"  # goes on after the token
+    model.engine.engine.script += b"xxyy"  # goes on after the token
     result = model.generate("hello", stop=stop, ignore_ends=True, draft=draft, draft_length=7, max_new_tokens=7)
     assert len(result.token_ids) == result.stats.new_tokens == count
     assert result.stats.finish_reason == "stop"
@@ -214,7 +224,7 @@ def test_prompts_are_text_messages_or_ids():
 def test_the_cache_is_reused_for_a_prompt_that_continues():
     model = scripted("three rivers")
     first = model.generate("hello")
-    model.engine.computed = 0
+    model.engine.engine.computed = 0
     messages = [
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": first.text},
@@ -223,28 +233,29 @@ def test_the_cache_is_reused_for_a_prompt_that_continues():
     again = model.generate(messages, max_new_tokens=1)
     prompt = model.encode(messages)
     assert again.stats.prompt_tokens == len(prompt)
-    assert model.engine.computed == len(prompt) - len("user:hello|")  # the answer is spelt differently in the prompt
-    model.engine.computed = 0
+    assert model.engine.engine.computed == len(prompt) - len("user:hello|")  # the answer is spelt differently in the prompt
+    model.engine.engine.computed = 0
     model.generate("hello", max_new_tokens=1)
-    assert model.engine.computed == 1
+    assert model.engine.engine.computed == 1
 
 
 def test_an_interrupted_prefill_leaves_no_false_cache():
     model = scripted("three rivers")
-    forward = model.engine.forward
+    engine = model.engine.engine
+    run = engine.run
 
-    def interrupted(tokens, **options):
-        forward(tokens, **options)
+    def interrupted(batch):
+        run(batch)
         raise KeyboardInterrupt
 
-    model.engine.forward = interrupted
+    engine.run = interrupted
     stream = model.stream("hello")
     with pytest.raises(KeyboardInterrupt):
         next(stream)
     assert stream.result.stats.finish_reason == "interrupted"
-    model.engine.forward, model.engine.computed = forward, 0
+    engine.run, engine.computed = run, 0
     assert model.generate("hello").text == "three rivers"
-    assert model.engine.computed >= len("user:hello|")
+    assert model.engine.engine.computed >= len("user:hello|")
 
 
 def test_an_interruption_keeps_what_was_generated():
@@ -277,7 +288,7 @@ def test_sampling_reports_its_seed():
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "0 new tokens"),
-        ({"draft": "ngram"}, "no draft 'ngram': choose one of auto, self, none"),
+        ({"draft": "ngram"}, "no draft 'ngram': choose one of auto, self, cascade, none"),
         ({"draft_length": 17}, "draft length 17 is out of range"),
         ({"draft_length": 0}, "draft length 0 is out of range"),
         ({"stop": ["a", ""]}, "stop string is empty"),
@@ -479,13 +490,12 @@ def test_a_reset_while_streams_run_changes_no_text(tiny):
 
 def test_passes_of_an_engine_from_several_threads_stay_whole(tiny):
     """Calls append their tokens one after the other, in whatever order: of the same tokens each order is the same."""
-    tiny.reset()
     engine = tiny.engine
     expected = engine.forward([7] * 240, logits="all")
-    tiny.reset()
+    engine.truncate(0)
     found = []
     run_threads(*[lambda: found.extend(engine.forward([7] * 10, logits="all") for _ in range(6))] * 4)
-    tiny.reset()
+    engine.truncate(0)
     assert sorted(rows.tobytes() for rows in found) == sorted(
         expected[start : start + 10].tobytes() for start in range(0, 240, 10)
     )
@@ -514,7 +524,7 @@ def test_an_exception_in_a_pass_ends_the_stream_and_nothing_else(tiny, monkeypat
     tiny.reset()
     other = tiny.stream(kind[0], **options(kind, max_new_tokens=20))
     next(other)
-    run, calls = tiny.engine._step.run, itertools.count(1)
+    run, calls = tiny.engine.engine._step.run, itertools.count(1)
 
     def interrupted(*arguments, **more):
         result = run(*arguments, **more)
@@ -524,7 +534,7 @@ def test_an_exception_in_a_pass_ends_the_stream_and_nothing_else(tiny, monkeypat
 
     stream = tiny.stream("bbb", **options(kind, max_new_tokens=20))
     with monkeypatch.context() as patch:
-        patch.setattr(tiny.engine._step, "run", interrupted)
+        patch.setattr(tiny.engine.engine._step, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             list(stream)
     assert list(stream) == []
@@ -539,14 +549,14 @@ def test_an_exception_in_a_pass_ends_the_stream_and_nothing_else(tiny, monkeypat
 def test_ctrl_c_ends_the_wait_for_another_thread(tiny, monkeypatch):
     kind = KINDS[0]
     right = alone(tiny, 5, [kind])[kind]
-    run, inside, go_on, found = tiny.engine._step.run, threading.Event(), threading.Event(), []
+    run, inside, go_on, found = tiny.engine.engine._step.run, threading.Event(), threading.Event(), []
 
     def slow(*arguments, **more):
         inside.set()
         go_on.wait(60)
         return run(*arguments, **more)
 
-    monkeypatch.setattr(tiny.engine._step, "run", slow)
+    monkeypatch.setattr(tiny.engine.engine._step, "run", slow)
 
     def generate():
         found.append(tiny.generate(kind[0], **options(kind, max_new_tokens=5)).token_ids)

@@ -160,10 +160,11 @@ class Model:
         ends: frozenset[int] = frozenset(),
         notes: Sequence[str] = (),
     ) -> None:
-        self.engine, self.tokenizer = SingleSequence(engine), tokenizer
+        self.tokenizer = tokenizer
         self.name, self.format, self.threads = name, format, threads
         self.ends, self.notes = ends, list(notes)
         self._turns = Turns(f"the model {name}".rstrip())
+        self.engine = SingleSequence(engine, self._turns)
         self._scheduler = Scheduler(engine)
         self._kv = engine.kv
         self._feeds: dict[Running, Feed] = {}

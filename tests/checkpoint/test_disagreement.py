@@ -22,7 +22,6 @@ from hf_models import Tensors, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from speq.models.model import Engine
 
 from speq.bits import from_float32, to_float32
 from speq.checkpoint.convert import convert
@@ -33,6 +32,7 @@ from speq.inspection import inspect_model
 from speq.models.config import model_config
 from speq.models.decoder import weight_shapes
 from speq.models.tensors import fit, fit_source
+from speq.runtime.single import SingleSequence
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3",
@@ -93,7 +93,7 @@ def write(path: Path, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) 
 
 
 def logits(config: dict[str, Any], weights: Any, **options: Any) -> NDArray[np.float32]:
-    engine = Engine((config, weights), **options)
+    engine = SingleSequence.of((config, weights), **options)
     ids = [token % engine.vocab_size for token in IDS][: engine.context_length]
     return engine.forward(ids, logits="all").copy()
 
@@ -347,7 +347,7 @@ def run_converted(path: Path) -> None:
 
 def _draft_and_verify(path: Path) -> None:
     model = load_converted(path, check=fit)
-    engine = Engine(model, threads=2)
+    engine = SingleSequence.of(model, threads=2)
     ids = [token % engine.vocab_size for token in IDS][: engine.context_length]
     for count in (len(ids), 1):
         for draft in (True, False):

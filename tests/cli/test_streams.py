@@ -94,8 +94,8 @@ def test_stdin_that_gives_nothing(shell, tiny_checkpoint):
 @pytest.mark.parametrize(("number", "code", "line"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "")])
 def test_signals_end_a_generation_in_order(command, tiny_checkpoint, number, code, line):
     slow = (
-        "import time; from speq.models.model import Engine; f = Engine.forward\n"
-        "Engine.forward = lambda *a, **o: (time.sleep(0.05), f(*a, **o))[1]\n"
+        "import time; from speq.runtime.engine import Engine; f = Engine.run\n"
+        "Engine.run = lambda *a, **o: (time.sleep(0.05), f(*a, **o))[1]\n"
     )
     arguments = ("generate", tiny_checkpoint, "-p", "hi", "-n", 200, "--draft", "none", "--threads", 1)
     process = subprocess.Popen(command(*arguments, before=slow), stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -20,14 +20,14 @@ Engine.run = lambda *a, **k: time.sleep(0.05) or run(*a, **k)
 # The twentieth pass fails.
 FAILING = """
 from speq.errors import SpeqError
-from speq.models.model import Engine
-forward, calls = Engine.forward, []
+from speq.runtime.engine import Engine
+run, calls = Engine.run, []
 def fail(*arguments, **options):
     calls.append(1)
     if len(calls) == 20:
         raise SpeqError("the logits are not finite")
-    return forward(*arguments, **options)
-Engine.forward = fail
+    return run(*arguments, **options)
+Engine.run = fail
 """
 # Prompts have a progress bar from the first token on.
 BARS = """

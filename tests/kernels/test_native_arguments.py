@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from speq.models.cache import KVCache
 
 from speq import _native
 from speq.bits import Spec, decode, encode
@@ -20,6 +19,8 @@ from speq.bits.scales import candidates
 from speq.errors import SpeqError
 from speq.kernels.native import NativeStep
 from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, StepProgram
+from speq.kernels.step import PAGE, chain
+from speq.runtime.kv import KVPool
 
 RNG = np.random.default_rng(0)
 SPEC = Spec.default("nested", "bf16", 64)
@@ -123,7 +124,7 @@ def test_a_matrix_outlives_the_arrays_that_it_was_made_of() -> None:
 )
 def test_a_product_with_other_columns(x: Any) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        _native.multiply("portable", _native.Matrix.make(*fields(TENSOR).values()), x, False)
+        _native.multiply("portable", _native.Matrix.make(*fields(TENSOR).values()), x, "exact")
 
 
 WEIGHTS: dict[str, Any] = {
@@ -165,8 +166,9 @@ def program(**changed: Any) -> StepProgram:
 
 
 def run(changed: StepProgram, weights: dict[str, Any] = WEIGHTS) -> Any:
-    cache = KVCache(1, 2, 8, 16)
-    return NativeStep(changed, weights, cache, 8, threads=2).run(np.arange(8, dtype=np.int32), 0, logits="all")
+    step = NativeStep(changed, weights, KVPool(1, 2, 16, context=8), 8, threads=2)
+    step.run(chain(np.arange(8, dtype=np.int32), logits="all"))
+    return step.logits()
 
 
 @pytest.mark.parametrize(
@@ -224,8 +226,11 @@ def test_a_weight_of_another_kind_is_said() -> None:
         run(program(), WEIGHTS | {"norm": split(1, 64)})
 
 
+SHAPE = (2, 1, 2, PAGE, 16)
+
+
 def new_step(**options: Any) -> Any:
-    shape = options.pop("shape", (1, 2, 8, 16))
+    shape = options.pop("shape", SHAPE)
     arguments = {
         "isa": "portable",
         "threads": 1,
@@ -246,10 +251,13 @@ def new_step(**options: Any) -> Any:
         {"max_tokens": 0},
         {"max_tokens": 2**31 - 1},
         {"vocab_size": -1},
-        {"shape": (0, 2, 8, 16)},
-        {"shape": (1, 2, 8, 14)},
-        {"values": np.zeros((1, 2, 7, 16), np.uint16)},
-        {"keys": misaligned(np.zeros((1, 2, 8, 16), np.uint16))},
+        {"shape": (0, 1, 2, PAGE, 16)},
+        {"shape": (2, 0, 2, PAGE, 16)},
+        {"shape": (2, 1, 2, PAGE - 1, 16)},
+        {"shape": (2, 1, 2, 2 * PAGE, 16)},
+        {"shape": (2, 1, 2, PAGE, 14)},
+        {"values": np.zeros((1, 1, 2, PAGE, 16), np.uint16)},
+        {"keys": misaligned(np.zeros(SHAPE, np.uint16))},
     ],
     ids=lambda wrong: "-".join(wrong),
 )
@@ -261,7 +269,7 @@ def test_a_step_of_senseless_sizes(wrong: dict[str, Any]) -> None:
 
 def test_a_cache_that_would_have_to_be_copied_is_refused() -> None:
     with pytest.raises(TypeError):
-        new_step(keys=np.zeros((1, 2, 8, 16), np.float32))
+        new_step(keys=np.zeros(SHAPE, np.float32))
 
 
 def test_what_does_not_exist_cannot_be_used() -> None:
@@ -279,6 +287,8 @@ def test_what_does_not_exist_cannot_be_used() -> None:
         lambda: step.gated_linear(hidden, none, table, table + 1, hidden, None, None),
         lambda: step.attention(hidden + 1, hidden, 0, 4, 2, 16, 1.0, 0, none, none),
         lambda: step.head(hidden, none, table + 1),
+        lambda: step.tap(hidden + 1),
+        lambda: step.tap(-1),
         lambda: step.buffer(hidden + 1),
         lambda: step.buffer(-1),
     ]
@@ -295,9 +305,8 @@ def test_the_order_of_calls() -> None:
     table = step.add_matrix(_native.Matrix.make(*fields(WEIGHTS["embed"]).values()))
     hidden = step.add_buffer(64)
     step.embed(table, hidden)
-    tokens = np.zeros(1, np.int32)
     with pytest.raises(ValueError, match=r"bind\(\) comes before"):
-        step.run(tokens, 0, False, 0)
+        run_step(step)
     step.bind()
     late: list[Callable[[], object]] = [
         lambda: step.add_buffer(64),
@@ -308,17 +317,97 @@ def test_the_order_of_calls() -> None:
     for call in late:
         with pytest.raises(ValueError, match=r"after bind\(\)"):
             call()
-    for wrong in ({"logits": 3}, {"logits": -1}, {"start": 2**31 - 1}, {"first": 2}, {"last": 9}):
-        with pytest.raises(ValueError, match=r"\w"):
-            step.run(**{"tokens": tokens, "start": 0, "draft": False, "logits": 0} | wrong)
+    run_step(step)
+
+
+def integers(*values: int) -> Any:
+    return np.array(values, np.int32)
+
+
+def run_step(step: Any, **changed: Any) -> None:
+    """A pass over one token, some of its arguments changed."""
+    arguments = {
+        "tokens": integers(0),
+        "spans": integers(0, 1).reshape(1, 2),
+        "pages": integers(0),
+        "parents": integers(),
+        "wanted": integers(),
+        "draft": False,
+        "draws": [],
+        "confidences": True,
+        "taps": [],
+        "first": 0,
+        "last": step.operators,
+    }
+    step.run(*(arguments | changed).values())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tokens": integers()},
+        {"tokens": integers(20)},
+        {"tokens": integers(-1)},
+        {"tokens": misaligned(integers(0))},
+        {"tokens": integers(0, 0)},
+        {"spans": integers().reshape(0, 2)},
+        {"spans": integers(0, 1, 0).reshape(1, 3)},
+        {"spans": integers(0, 2).reshape(1, 2)},
+        {"spans": integers(0, 0).reshape(1, 2)},
+        {"spans": integers(0, -1).reshape(1, 2)},
+        {"spans": integers(0, 1, 0, 1).reshape(2, 2)},
+        {"spans": integers(-1, 1).reshape(1, 2)},
+        {"spans": integers(2**31 - 1, 1).reshape(1, 2)},
+        {"spans": integers(PAGE, 1).reshape(1, 2)},
+        {"pages": integers()},
+        {"pages": integers(0, 1)},
+        {"pages": integers(2)},
+        {"pages": integers(-1)},
+        {"parents": integers(0)},
+        {"parents": integers(-2)},
+        {"parents": integers(-1, -1)},
+        {"wanted": integers(1)},
+        {"wanted": integers(-1)},
+        {"wanted": integers(0, 0)},
+        {"draws": [(0.0, 0, 1.0, 0.0, 0, 0)]},
+        {"wanted": integers(0), "draws": [(-1.0, 0, 1.0, 0.0, 0, 0)]},
+        {"wanted": integers(0), "draws": [(1.0, 0, 0.0, 0.0, 0, 0)]},
+        {"taps": [0]},
+        {"taps": [-1]},
+        {"first": 2},
+        {"last": 9},
+    ],
+    ids=str,
+)
+def test_a_pass_that_does_not_fit(wrong: dict[str, Any]) -> None:
+    step = new_step()
+    step.embed(step.add_matrix(_native.Matrix.make(*fields(WEIGHTS["embed"]).values())), step.add_buffer(64))
+    step.bind()
+    run_step(step, wanted=integers(0), draws=[(0.0, 0, 1.0, 0.0, 0, 0)])
+    with pytest.raises(ValueError, match=r"\w"):
+        run_step(step, **wrong)
+
+
+def test_a_tap_that_kept_nothing_shows_nothing() -> None:
+    step = new_step()
+    hidden = step.add_buffer(64)
+    step.embed(step.add_matrix(_native.Matrix.make(*fields(WEIGHTS["embed"]).values())), hidden)
+    tap = step.tap(hidden)
+    step.bind()
+    run_step(step)
+    for index in (tap, tap + 1, -1):
+        with pytest.raises(ValueError, match="tap"):
+            step.tapped(index)
+    run_step(step, taps=[tap])
+    assert np.array_equal(step.tapped(tap)[0], step.buffer(hidden)[0])
 
 
 def test_logits_live_on_after_a_pass_that_has_more() -> None:
-    cache = KVCache(1, 2, 8, 16)
-    step = NativeStep(program(), WEIGHTS, cache, 8, threads=1)
-    one = step.run(np.array([3], np.int32), 0)
+    step = NativeStep(program(), WEIGHTS, KVPool(1, 2, 16, context=8), 8, threads=1)
+    step.run(chain(np.array([3], np.int32), logits="last"))
+    one = step.logits()
     expected = one.copy()
-    step.run(np.arange(8, dtype=np.int32), 0, logits="all")
+    step.run(chain(np.arange(8, dtype=np.int32), logits="all"))
     del step
     gc.collect()
     assert np.array_equal(one, expected)
@@ -333,7 +422,7 @@ def test_vectors_outlive_those_who_gave_them() -> None:
     gc.collect()
     step.bind()
     step.buffer(hidden)[:] = 0
-    step.run(np.zeros(1, np.int32), 0, False, 0)
+    run_step(step)
     assert (step.buffer(out)[0] == 2).all()
 
 
@@ -453,7 +542,7 @@ def test_a_histogram_that_is_too_short() -> None:
     [
         {"logits": np.zeros(0, np.float32)},
         {"logits": misaligned(np.zeros(5, np.float32))},
-        {"temperature": 0.0},
+        {"temperature": 1e-310},
         {"temperature": -1.0},
         {"temperature": float("nan")},
         {"top_k": -1},
@@ -469,9 +558,10 @@ def test_a_histogram_that_is_too_short() -> None:
 )
 def test_a_draw_with_senseless_filters(wrong: dict[str, Any]) -> None:
     arguments = {"logits": np.zeros(5, np.float32), "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
-    _native.sample(**arguments, seed=1, position=0)
+    rest = {"seed": 1, "position": 0, "with_confidence": True}
+    _native.draw(**arguments, **rest)
     with pytest.raises(ValueError, match=r"\w"):
-        _native.sample(**arguments | wrong, seed=1, position=0)
+        _native.draw(**arguments | wrong, **rest)
 
 
 def test_yardsticks_of_no_threads() -> None:

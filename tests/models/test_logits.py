@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from speq.kernels.reference import ReferenceStep
+from speq.kernels.step import PAGE, chain
 from speq.models.config import model_config
 from speq.models.decoder import build_program
 from speq.runtime.single import SingleSequence
@@ -166,12 +167,12 @@ def test_logits_equal_transformers(tiny_model, name, dtype):
     """With a cache and matrices in float32, as transformers has them, so that only the order of additions differs."""
     tiny = tiny_model(dtype=dtype, **CONFIGS[name])
     program = build_program(model_config(tiny.config))
-    shape = (program.layers, program.kv_heads, len(IDS), program.head_dim)
-    cache = SimpleNamespace(keys=np.zeros(shape, np.float32), values=np.zeros(shape, np.float32), capacity=len(IDS))
+    shape = (1, program.layers, program.kv_heads, PAGE, program.head_dim)
+    cache = SimpleNamespace(keys=np.zeros(shape, np.float32), values=np.zeros(shape, np.float32))
     step = ReferenceStep(program, tiny.widened(), cache, len(IDS))
-    logits = step.run(np.array(IDS, dtype=np.int32), 0, logits="all")
+    step.run(chain(np.array(IDS, dtype=np.int32), logits="all"))
     expected = tiny.logits(IDS)
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(step.logits(), expected, rtol=0, atol=5e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", CONFIGS)

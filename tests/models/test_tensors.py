@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from speq.models.model import Engine
 from transformers import AutoModelForCausalLM
 
 from speq.checkpoint.convert import convert
@@ -19,6 +18,7 @@ from speq.checkpoint.converted import load_converted
 from speq.checkpoint.restore import restore
 from speq.errors import SpeqError
 from speq.models.tensors import fit, fit_source
+from speq.runtime.single import SingleSequence
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -51,7 +51,7 @@ def assert_same_logits(path: Path) -> list[str]:
     out = path.parent / "out"
     notes = convert(path, out, check=fit_source, threads=1).notes
     converted = load_converted(out, check=fit)
-    logits = Engine(converted, backend="reference").forward(IDS, logits="all")
+    logits = SingleSequence.of(converted, backend="reference").forward(IDS, logits="all")
     np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
     original, back = (
         load_file(path / "model.safetensors"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from speq.bits import SplitTensor, decode, draft_values, to_float32
-from speq.models.model import Engine
+from speq.runtime.single import SingleSequence
 from speq.training.target import ROUND, Cache, Target, default_taps
 
 CONFIGS = {
@@ -31,7 +31,7 @@ def engine_of(config, weights, level):
         exact = level == "exact" or "embed_tokens" in name
         return to_float32(decode(matrix), matrix.spec.dtype) if exact else draft_values(matrix)
 
-    return Engine((config, {name: values(name, matrix) for name, matrix in weights.items()}), backend="reference")
+    return SingleSequence.of((config, {name: values(name, matrix) for name, matrix in weights.items()}), backend="reference")
 
 
 def logits(target, level, final):
@@ -64,7 +64,7 @@ def test_later_rounds_see_exact_keys_as_in_the_engine(random_model):
     target = Target(config, weights, "cpu")
     offset = 3
     found = logits(target, "draft", target.read(torch.tensor([IDS]), (1, 1, 2), offset).final["draft"][0])
-    engine = Engine((config, weights), backend="reference")
+    engine = SingleSequence.of((config, weights), backend="reference")
     parts, begin = [], 0
     while begin < len(IDS):
         end = min(begin + ROUND - (begin + offset) % ROUND, len(IDS))

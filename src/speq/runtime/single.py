@@ -40,10 +40,11 @@ class SingleSequence:
         kv: the sequence.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, turns: Turns | None = None) -> None:
+        """Begin an empty sequence; ``turns`` are those of whoever else uses the engine."""
         self.engine = engine
         self.kv = engine.kv.open()
-        self._turns = Turns("the model's engine")
+        self._turns = turns or Turns("the model's engine")
 
     @classmethod
     def of(

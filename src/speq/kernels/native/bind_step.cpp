@@ -287,8 +287,11 @@ void run(BoundStep& step, Integers tokens, Table<const int32_t> spans, Integers 
 
 // Of the rows that the last pass wanted.
 nb::object logits(nb::handle self) {
-    const auto& step = nb::cast<BoundStep&>(self);
-    const Output& output = step.output();
+    auto& step = nb::cast<BoundStep&>(self);
+    const Output output = [&] {
+        const Released released;
+        return step.output();
+    }();
     const nb::capsule owner(new std::shared_ptr<float[]>(output.logits),
                             [](void* p) noexcept { delete static_cast<std::shared_ptr<float[]>*>(p); });
     const nb::ndarray<nb::numpy, const float> view(
@@ -361,9 +364,10 @@ void bind_step(nb::module_& m) {
         .def("bind", [](BoundStep& s) { s.bind(); })
         .def("run", &run)
         .def("drawn",
-             [](const BoundStep& s) {
+             [](BoundStep& s) {
+                 const Released released;
                  std::vector<std::pair<int32_t, float>> all;
-                 for (const auto& d : s.drawn()) all.emplace_back(d.token, d.confidence);
+                 for (const auto& d : s.draws()) all.emplace_back(d.token, d.confidence);
                  return all;
              })
         .def("logits", &logits)

@@ -94,9 +94,14 @@ class ProductInput {
         if (rows_) return rows_;
         if (!norm_.weight && !listed_) return rows_ = x_.row(0);
         if (count_ > kFewTokens) return rows_ = step_.shared_input();
-        for (int t = 0; t < count_; ++t)
-            step_.kernels().rms_norm(x_.row(listed_ ? (*listed_)[t] : t), norm_.weight, x_.width, x_.stride, norm_.eps,
-                                     scratch_.input.get() + offset(t));
+        for (int t = 0; t < count_; ++t) {
+            const float* row = x_.row(listed_ ? (*listed_)[t] : t);
+            float* out = scratch_.input.get() + offset(t);
+            if (norm_.weight)
+                step_.kernels().rms_norm(row, norm_.weight, x_.width, x_.stride, norm_.eps, out);
+            else
+                std::copy_n(row, x_.stride, out);
+        }
         return rows_ = scratch_.input.get();
     }
 

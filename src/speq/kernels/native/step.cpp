@@ -150,6 +150,16 @@ void Step::run(std::shared_ptr<const Pass> pass) {
     team_.run();
 }
 
+Output Step::output() {
+    const std::lock_guard running(run_mutex_);
+    return output_;
+}
+
+std::vector<Drawn> Step::draws() {
+    const std::lock_guard running(run_mutex_);
+    return drawn_;
+}
+
 void Step::work(int member, uint32_t run) {
     std::shared_ptr<const Pass> shared;
     {

@@ -135,9 +135,9 @@ class Step {
     // UserError in a process that was forked from the one that made the step.
     void run(std::shared_ptr<const Pass> pass);
 
-    // Logits of the rows that the last pass wanted, and what was drawn from them.
-    const Output& output() const { return output_; }
-    const std::vector<Drawn>& drawn() const { return drawn_; }
+    // Logits of the rows that the last pass wanted, and what was drawn from them. A caller waits while a pass runs.
+    Output output();
+    std::vector<Drawn> draws();
     // float32 [rows of the pass, stride] of a tap that the last pass asked for.
     Buffer& tap(int index) { return taps_[index]; }
     bool is_bound() const { return bound_; }
@@ -159,7 +159,7 @@ class Step {
     // [chunk][token][head][attention_state(head_dim)] for passes of up to kAttentionTokens tokens
     float* attention_states() { return attention_states_.get(); }
     float* shared_input() { return shared_input_.get(); }
-    std::vector<Drawn>& drawn() { return drawn_; }
+    Drawn& drawn(int row) { return drawn_[row]; }
     float* logits_row(int row) { return output_.logits.get() + static_cast<size_t>(row) * vocab_size_; }
     const float* cosines(int token) const { return cosines_.get() + static_cast<size_t>(token) * half(); }
     const float* sines(int token) const { return sines_.get() + static_cast<size_t>(token) * half(); }

@@ -43,7 +43,10 @@ class MakeReady final : public Operator {
                 step.kernels().rms_norm(row, norm_.weight, x.width, x.stride, norm_.eps, out);
                 row = out;
             }
-            if (!pass.is_draft() && prepare_) prepare_(row, x.stride, out);
+            if (!pass.is_draft() && prepare_)
+                prepare_(row, x.stride, out);
+            else if (row != out)
+                std::copy_n(row, x.stride, out);
         });
     }
 
@@ -193,7 +196,7 @@ class Sample final : public Operator {
     int tasks(Step&, const Pass& pass) const override { return static_cast<int>(pass.draws.size()); }
     void run(Step& step, const Pass& pass, Tasks& tasks, int) override {
         tasks.each([&](int i) {
-            step.drawn()[i] = draw(step.logits_row(i), step.vocab_size(), pass.draws[i], pass.confidences);
+            step.drawn(i) = draw(step.logits_row(i), step.vocab_size(), pass.draws[i], pass.confidences);
         });
     }
 };
@@ -309,6 +312,7 @@ void add_head(Step& step, int x, Norm norm, int matrix) {
 void add_sample(Step& step) { step.add_operator(std::make_unique<Sample>()); }
 
 int add_tap(Step& step, int x) {
+    require_buffer(step, x);
     const int tap = step.add_tap(step.buffer(x).width);
     step.add_operator(std::make_unique<Tap>(x, tap));
     return tap;
