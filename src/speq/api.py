@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -48,31 +49,34 @@ class Feed(Iterator[list[int]]):
 
     def __init__(self, model: Model, request: Request, setting: Setting) -> None:
         self.request, self.setting = request, setting
-        self.inbox: deque[list[int] | SpeqError] = deque()
+        self.sequence: Running | None = None
         self._model = model
-        self._sequence: Running | None = None
+        self._taken = len(request.prompt)  # tokens of the sequence
+        self._is_closed = False
 
     def start(self) -> None:
         """Take part in the passes from now on, within a turn of the model."""
-        if self._sequence is None:
-            self._sequence = self._model._begin(self)
+        if self.sequence is None:
+            self._model._begin(self)
 
     def __next__(self) -> list[int]:
         self.start()
-        assert self._sequence is not None
-        while not self.inbox:
-            if self._sequence.ended:
+        assert self.sequence is not None
+        while len(self.sequence.tokens) == self._taken:
+            if self.sequence.error:
+                raise self.sequence.error
+            if self.sequence.ended:
                 raise StopIteration
             self._model._step()
-        got = self.inbox.popleft()
-        if isinstance(got, SpeqError):
-            raise got
-        return got
+        new = self.sequence.tokens[self._taken :]
+        self._taken += len(new)
+        return new
 
     def close(self) -> None:
         """Take part no more. Whoever closes may be anywhere, so the pages are given back in the next turn."""
-        if self._sequence is not None:
-            self._model._dropped.append(self._sequence)
+        if self.sequence is not None and not self._is_closed:
+            self._model._dropped.append(self)
+            self._is_closed = True
 
 
 class Stream(Iterator[Piece]):
@@ -108,6 +112,9 @@ class Stream(Iterator[Piece]):
             raise
         self._token_ids += piece.token_ids
         self._texts.append(piece.text)
+        stats = self._feed.request.stats
+        if stats.finished and len(self._token_ids) == stats.new_tokens:
+            self._feed.close()
         return piece
 
     @property
@@ -118,11 +125,13 @@ class Stream(Iterator[Piece]):
     @property
     def result(self) -> Result:
         """What was generated so far."""
-        model = self._model
+        model, stats = self._model, self._feed.request.stats
+        if len(self._token_ids) < stats.new_tokens:  # other streams' passes have brought more than was taken
+            stats = replace(stats, new_tokens=len(self._token_ids), finish_reason="interrupted")
         return Result(
             "".join(self._texts),
             self._token_ids,
-            self._feed.request.stats,
+            stats,
             self._draft,
             model.name,
             model.format,
@@ -167,8 +176,7 @@ class Model:
         self.engine = SingleSequence(engine, self._turns)
         self._scheduler = Scheduler(engine)
         self._kv = engine.kv
-        self._feeds: dict[Running, Feed] = {}
-        self._dropped: deque[Running] = deque()  # sequences that nobody waits for any more
+        self._dropped: deque[Feed] = deque()  # those that nobody waits for any more
         self._policies: dict[Setting, Policy] = {}  # of earlier generations, with what they measured
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
@@ -297,25 +305,24 @@ class Model:
         """That of an earlier generation with the same setting, which knows what passes cost, unless it is in use."""
         return self._policies.pop((draft, length), None) or Policy(length, may_pause=draft == "auto")
 
-    def _begin(self, feed: Feed) -> Running:
-        sequence = self._scheduler.add(feed.request)
-        self._feeds[sequence] = feed
-        return sequence
+    def _begin(self, feed: Feed) -> None:
+        sequence = self._scheduler.prepare(feed.request)
+        feed.sequence = sequence
+        self._scheduler.add(sequence)
 
     def _step(self) -> None:
-        """Run one pass, and hand out what it brought."""
+        """Run one pass."""
         self._sweep()
-        for chunk in self._scheduler.step():
-            self._feeds[chunk.sequence].inbox.append(chunk.error or chunk.tokens)
+        self._scheduler.step()
 
     def _sweep(self) -> None:
         """Remove what nobody waits for any more."""
         while self._dropped:
-            sequence = self._dropped.popleft()
-            self._scheduler.remove(sequence)
-            feed = self._feeds.pop(sequence, None)
-            if feed is not None:
-                self._policies[feed.setting] = feed.request.policy
+            feed = self._dropped[0]
+            if feed.sequence is not None:
+                self._scheduler.remove(feed.sequence)
+            self._policies[feed.setting] = feed.request.policy
+            self._dropped.popleft()
 
 
 def load(

@@ -144,7 +144,7 @@ def test_a_trace_tells_the_passes_and_changes_no_token(speq_run, fails, tiny_che
     result = json.loads(out)
     assert result["token_ids"] == json.loads(speq_run(*arguments)[1])["token_ids"]
     header, *steps = [json.loads(line) for line in trace.read_text().splitlines()]
-    assert header["speq_trace"] == 1
+    assert header["speq_trace"] == 2
     assert (header["prompt_tokens"], header["new_tokens"]) == (result["prompt_tokens"], 20)
     assert sum(step.get("drafted", 0) for step in steps) == result["drafted"] > 0
     assert sum(step.get("accepted", 0) for step in steps) == result["accepted"]

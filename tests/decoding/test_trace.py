@@ -48,7 +48,8 @@ def test_steps_are_the_passes_of_the_engine(mock_engine, noise, length, prompt, 
     assert steps == prefill + rounds
     assert sum(step["prefill"] for step in prefill) == prompt
     assert [step["drafted"] for step in rounds] == _drafted_per_round(engine.passes, len(prefill))
-    assert all(step["draft"] == [1] * step["drafted"] for step in rounds)
+    for step in rounds:
+        assert step["draft"] == [[1, step["context"] + i] for i in range(step["drafted"])]
     assert all(step["verify"] == step["drafted"] + 1 for step in rounds)
     assert sum(step["drafted"] for step in rounds) == stats.drafted
     assert sum(step["accepted"] for step in rounds) == stats.accepted
@@ -86,7 +87,7 @@ def test_a_plain_step_is_a_round_without_a_draft(mock_engine):
 
 def test_a_file_has_a_header_and_a_line_per_step(tmp_path):
     path = tmp_path / "a.trace"
-    steps = [{"prefill": 5, "context": 0}, {"draft": [1, 1], "drafted": 2, "verify": 3, "accepted": 1, "context": 5}]
+    steps = [{"prefill": 5, "context": 0}, {"draft": [[1, 5], [1, 6]], "drafted": 2, "verify": 3, "accepted": 1, "context": 5}]
     write_trace(path, {"model": "m", "new_tokens": 3}, steps)
     header, *rest = [json.loads(line) for line in path.read_text().splitlines()]
     assert header == {"speq_trace": 2, "model": "m", "new_tokens": 3}

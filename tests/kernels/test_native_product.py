@@ -52,14 +52,76 @@ def test_exact_product_is_batch_invariant(case, isa: str) -> None:
         np.testing.assert_array_equal(together.view(np.uint32), alone[:tokens].view(np.uint32))
 
 
-@pytest.mark.parametrize("draft", [False, True])
-def test_every_instruction_set_gives_the_same_bits(case, draft: bool) -> None:
+@pytest.mark.parametrize("product", ["exact", "draft"])
+def test_every_instruction_set_gives_the_same_bits(case, product: str) -> None:
     tensor, _, x = case
-    portable = _native.multiply("portable", matrix(tensor), x, draft)
+    portable = _native.multiply("portable", matrix(tensor), x, product)
     for isa in available_isas():
         np.testing.assert_array_equal(
-            _native.multiply(isa, matrix(tensor), x, draft).view(np.uint32), portable.view(np.uint32)
+            _native.multiply(isa, matrix(tensor), x, product).view(np.uint32), portable.view(np.uint32)
         )
+
+
+DRAFTS_OF_FEW = [isa for isa in ("avx512bf16", "portable") if isa in available_isas()]
+
+
+@pytest.fixture(params=itertools.product(["nested", "e3m0"], [32, 64, 128]), ids=lambda f: "-".join(map(str, f)))
+def few(request: pytest.FixtureRequest) -> tuple[SplitTensor, NDArray[np.float32]]:
+    """A BF16 matrix, and tokens with numbers of many sizes among their values."""
+    format_, group_size = request.param
+    rng = np.random.default_rng(11)
+    tensor = encode(from_float32(awkward_weights(rng), "bf16"), Spec.default(format_, "bf16", group_size))
+    x = rng.standard_normal((16, COLUMNS)).astype(np.float32)
+    x[3] *= np.float32(1e30)
+    x[4, ::3] *= np.float32(1e-30)
+    x[5] = 0.0
+    x[6, 9] = np.float32(3e38)
+    x[7, ::2] *= np.float32(2.0**-128)
+    return tensor, x
+
+
+@pytest.mark.parametrize("tokens", range(1, 17))
+def test_the_draft_of_few_has_the_same_bits_on_all_instruction_sets(few, tokens: int) -> None:
+    tensor, x = few
+    portable = _native.multiply("portable", matrix(tensor), x[:tokens], "draft of few")
+    for isa in DRAFTS_OF_FEW:
+        found = _native.multiply(isa, matrix(tensor), x[:tokens], "draft of few")
+        np.testing.assert_array_equal(found.view(np.uint32), portable.view(np.uint32))
+
+
+@pytest.mark.parametrize("isa", DRAFTS_OF_FEW)
+def test_the_draft_of_few_is_batch_invariant(few, isa: str) -> None:
+    tensor, x = few
+    alone = np.concatenate([_native.multiply(isa, matrix(tensor), row[None], "draft of few") for row in x])
+    for first, last in [*((0, tokens) for tokens in range(2, 17)), (5, 9), (9, 16)]:
+        together = _native.multiply(isa, matrix(tensor), x[first:last], "draft of few")
+        np.testing.assert_array_equal(together.view(np.uint32), alone[first:last].view(np.uint32))
+
+
+def test_the_draft_of_few_multiplies_draft_values_by_rounded_activations(few) -> None:
+    """The levels are rounded to BF16 as well, hence a difference of up to one in 2^9 for each weight."""
+    tensor, _ = few
+    x = np.random.default_rng(12).standard_normal((16, COLUMNS)).astype(np.float32)
+    weights, rounded = draft_values(tensor).astype(np.float64), as_multiplied(x, "bf16").astype(np.float64)
+    found = _native.multiply("portable", matrix(tensor), x, "draft of few")
+    bound = 2.0**-8 * (np.abs(rounded) @ np.abs(weights).T) + 1e-6
+    assert (np.abs(found - rounded @ weights.T) < bound).all()
+    assert np.linalg.norm(found - rounded @ weights.T) < 2.0**-9 * np.linalg.norm(rounded @ weights.T)
+
+
+def test_what_has_no_draft_of_few_says_so(few) -> None:
+    tensor, x = few
+    half = encode(from_float32(np.ones((4, 64), np.float32), "fp16"), Spec.default("nested", "fp16", 64))
+    for isa in available_isas():
+        with pytest.raises(ValueError, match="no such product"):
+            _native.multiply(isa, matrix(half), np.ones((1, 64), np.float32), "draft of few")
+        if isa not in DRAFTS_OF_FEW:
+            with pytest.raises(ValueError, match="no such product"):
+                _native.multiply(isa, matrix(tensor), x, "draft of few")
+    with pytest.raises(ValueError, match="no such product"):
+        _native.multiply("portable", matrix(tensor), np.ones((17, COLUMNS), np.float32), "draft of few")
+    with pytest.raises(ValueError, match="no such product"):
+        _native.multiply("portable", matrix(tensor), x, "drafted")
 
 
 def as_multiplied(x: NDArray[np.float32], dtype: Dtype) -> NDArray[np.float32]:

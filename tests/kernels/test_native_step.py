@@ -189,13 +189,20 @@ def test_the_number_of_tokens_in_a_pass_changes_no_bit(name, isa, draft):
 @pytest.mark.parametrize("draft", [False, True])
 def test_threads_and_instruction_sets_change_no_bit(name, draft):
     program, weights = model(name)
-    results = [
-        in_passes(native_step(program, weights, isa=isa, threads=threads), [1, 5, 34], draft=draft)
+    results = {
+        isa: [
+            in_passes(native_step(program, weights, isa=isa, threads=threads), [1, 5, 34], draft=draft)
+            for threads in (1, 2, 3)
+        ]
         for isa in ISAS
-        for threads in (1, 2, 3)
-    ]
-    for other in results[1:]:
-        assert np.array_equal(other, results[0])
+    }
+    # Where there are BF16 dot products a draft rounds its activations to BF16, elsewhere to 8 bits.
+    kinds = [[isa for isa in ISAS if isa == "avx512bf16"], [isa for isa in ISAS if isa != "avx512bf16"]]
+    for isas in kinds if draft else [ISAS]:
+        same = [rows for isa in isas for rows in results[isa]]
+        assert all(np.array_equal(rows, same[0]) for rows in same)
+    if draft and all(kinds):
+        assert error(results[kinds[0][0]][0], results[kinds[1][0]][0]) < 0.1
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -18,7 +18,8 @@ def generate_tokens(
         SpeqError: the prompt is empty or does not fit the context, or logits are not finite.
     """
     scheduler = Scheduler(engine, clock)
-    sequence = scheduler.add(request)
+    sequence = scheduler.prepare(request)
+    scheduler.add(sequence)
     try:
         while scheduler.running:
             for chunk in scheduler.step():

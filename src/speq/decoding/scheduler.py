@@ -60,6 +60,7 @@ class Scheduler:
         self._engine, self._clock = engine, clock
         self._waiting: deque[Sequence] = deque()  # those there was no room for yet
         self._running: deque[Sequence] = deque()  # who has waited longest for a pass stands first
+        self._in_step = False  # also after one that an exception has ended
         self._costs = {level: PassCosts() for level in engine.levels}
 
     @property
@@ -67,30 +68,50 @@ class Scheduler:
         """Sequences that have not ended."""
         return len(self._running) + len(self._waiting)
 
-    def add(self, request: Request) -> Sequence:
-        """Take a request on. It begins when fewer sequences run than there is room for in the cache.
+    def prepare(self, request: Request) -> Sequence:
+        """A request in the form in which it can be added.
 
         Raises:
             SpeqError: the prompt is empty, does not fit the context, or holds an id outside the vocabulary.
         """
         request.check(self._engine.vocab_size, self._engine.limits.context)
-        sequence = Sequence(request, self._engine.kv, self._engine.limits.context)
+        return Sequence(request, self._engine.kv, self._engine.limits.context)
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a sequence on. It begins when fewer sequences run than there is room for in the cache."""
         self._waiting.append(sequence)
-        return sequence
 
     def remove(self, sequence: Sequence) -> None:
-        """End a sequence, wherever it is, and give its pages back."""
+        """End a sequence, wherever it is, and give its pages back; once more does no harm."""
+        sequence.close()
         for line in (self._waiting, self._running):
             if sequence in line:
                 line.remove(sequence)
-        if not sequence.ended:
-            sequence.close()
 
     def step(self) -> list[Chunk]:
-        """Run one pass; returns what it gave the sequences that got tokens or ended with an error."""
+        """Run one pass; returns what it gave the sequences that got tokens or ended with an error.
+
+        An exception in the middle of it, Ctrl-C among them, loses no token: the next step begins with what all
+        sequences have by then.
+        """
+        if self._in_step:
+            self._recover()
+        self._in_step = True
+        chunks = self._step()
+        self._in_step = False
+        return chunks
+
+    def _recover(self) -> None:
+        self._engine.kv.settle()
+        for sequence in list(self._running):
+            sequence.recover()
+            if sequence.ask is None:
+                self.remove(sequence)
+
+    def _step(self) -> list[Chunk]:
         while self._waiting and len(self._running) < self._engine.limits.sequences:
-            self._waiting[0].begin()
             self._running.append(self._waiting.popleft())
+            self._running[-1].begin()
         if not self._running:
             return []
         started = self._clock()
@@ -150,6 +171,7 @@ class Scheduler:
         try:
             tokens = sequence.advance(output.drawn(index), passed)
         except SpeqError as error:
+            sequence.error = error
             self.remove(sequence)
             return Chunk(sequence, [], error)
         if sequence.ask is None:

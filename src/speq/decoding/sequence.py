@@ -105,13 +105,12 @@ class Sequence:
         kv: its part of the cache, once it has begun.
         tokens: prompt and text so far.
         ask: the pass it waits for; ``None`` before it has begun and when it has ended.
+        error: what ended it before its time.
         chunk: tokens of the prompt to feed at a time.
         load: sequences that share passes with it.
         ended: whether it is closed.
         in_prefill: whether its prompt is not yet through; ``decoding``, whether that was so before the last step.
     """
-
-    kv: KVHandle
 
     def __init__(self, request: Request, pool: KVPool, context: int) -> None:
         self.request = request
@@ -121,40 +120,64 @@ class Sequence:
         self.in_prefill = True
         self.decoding = False
         self._pool, self._context = pool, context
-        self._new: list[int] = []
+        self._kv: KVHandle | None = None
+        self._given = len(self.tokens)  # tokens that advance() has told of
+        self._safe = 0  # slots of the cache that no exception can have left half-written
         self._passes: list[Pass] = []
         self._coroutine = self._live()
         self.ask: Ask | None = None
+        self.error: SpeqError | None = None
         self.ended = False
+
+    @property
+    def kv(self) -> KVHandle:
+        """Its part of the cache, once it has begun."""
+        assert self._kv is not None
+        return self._kv
 
     def begin(self) -> None:
         """Take what the cache has of the prompt, and ask for the first pass."""
-        self.kv = self._pool.open(self.tokens)
+        self._kv = self._pool.open(self.tokens)
+        self._safe = self.kv.length
         self.ask = next(self._coroutine)
+
+    def recover(self) -> None:
+        """Go on from the tokens so far after an exception in the middle of a step: they are right at any time."""
+        if self.ended:
+            return
+        if self._kv is None:
+            return self.begin()
+        self._passes.clear()
+        self._pool.truncate(self._kv, min(self._safe, self._kv.length, len(self.tokens) - 1))
+        self._coroutine = self._live()
+        self.ask = next(self._coroutine, None)
 
     def advance(self, drawn: Drawn, passed: Pass) -> list[int]:
         """Go on with what the pass it waited for has drawn; returns the tokens that became certain, often none."""
         self._passes.append(passed)
-        self._new = []
         try:
             self.ask = self._coroutine.send(drawn)
         except StopIteration:
             self.ask = None
-        return self._new
+        given, self._given = self._given, len(self.tokens)
+        return self.tokens[given:]
 
     def close(self) -> None:
         """Give the cache back; what was computed exactly is left there for a text that begins alike."""
-        begun = self.ask is not None or not self.in_prefill
         self.ask, self.ended = None, True
         self._coroutine.close()
-        if begun:
-            self._pool.close(self.kv)
+        if self._kv is not None:
+            self._pool.close(self._kv)
 
     def _live(self) -> Generator[Ask, Drawn, None]:
         request, stats = self.request, self.request.stats
-        room = self._context - len(self.tokens)
-        wanted = room if request.max_new_tokens is None else min(request.max_new_tokens, room)
-        stats.prompt_tokens, stats.seed = len(self.tokens), request.sampling.seed
+        prompt = len(request.prompt)
+        wanted = self._context - prompt
+        if request.max_new_tokens is not None:
+            wanted = min(wanted, request.max_new_tokens)
+        stats.prompt_tokens, stats.seed = prompt, request.sampling.seed
+        if self._has_ended(wanted):
+            return
         new = yield from self._prefill()
         self.in_prefill = False
         while not self._emit(new, wanted):
@@ -162,16 +185,20 @@ class Sequence:
 
     def _emit(self, new: list[int], wanted: int) -> bool:
         """Add tokens up to the first that ends the text; whether the text has ended."""
-        stats, ends = self.request.stats, self.request.ends
+        ends = self.request.ends
         end = next((i + 1 for i, token in enumerate(new) if token in ends), len(new))
-        self._new = new[:end]
-        self.tokens += self._new
-        stats.new_tokens += len(self._new)
-        ended = self._new[-1] in ends
-        if ended or stats.new_tokens >= wanted:
-            stats.finish_reason = "stop" if ended else "length"
-            return True
-        return False
+        self.tokens += new[:end]
+        return self._has_ended(wanted)
+
+    def _has_ended(self, wanted: int) -> bool:
+        """Whether the tokens so far are the whole text; counts them."""
+        stats = self.request.stats
+        stats.new_tokens = len(self.tokens) - len(self.request.prompt)
+        if stats.new_tokens and self.tokens[-1] in self.request.ends:
+            stats.finish_reason = "stop"
+        elif stats.new_tokens >= wanted:
+            stats.finish_reason = "length"
+        return stats.finished
 
     def _prefill(self) -> Generator[Ask, Drawn, list[int]]:
         total, progress = len(self.tokens), self.request.progress
@@ -186,12 +213,14 @@ class Sequence:
             self._passes.clear()
             if progress and is_long:
                 progress("prefill", total - left + len(part), total)
+            self._safe = self.kv.length
             if last:
                 return [drawn[0].token]
 
     def _round(self, wanted: int) -> Generator[Ask, Drawn, list[int]]:
         request, start = self.request, self.kv.length
         policy = request.policy
+        self._safe = start
         limit = policy.plan(wanted - request.stats.new_tokens - 1, self.load)
         context = Context(self.tokens, limit, policy.more, self._keep, request.ends)
         proposal = yield from request.drafter.propose(context)
@@ -202,6 +231,7 @@ class Sequence:
         drawn = yield Ask(rows, "exact", proposal.rows(), range(len(rows)))
         done = verify([choice.token for choice in drawn], proposal)
         self._pool.keep(self.kv, start, done.path)
+        self._safe = self.kv.length
         (verified,) = self._passes
         self._passes.clear()
         happened = Round(start, passes, verified, len(proposal.tokens), done.accepted)

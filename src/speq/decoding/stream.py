@@ -43,6 +43,7 @@ def stream_pieces(
         stop: stop strings, which may contain special tokens; the token that completes one is the last of the
             generation.
     """
+    count = 0
     for tokens in passes:
         text = ""
         for shown, token in enumerate(tokens, 1):
@@ -51,10 +52,11 @@ def stream_pieces(
             elif detokenizer and token not in silent:
                 text += stop.push(detokenizer.push(token))
             if stop.found:
-                stats.new_tokens -= len(tokens) - shown
+                stats.new_tokens = count + shown
                 stats.finish_reason = "stop"
                 yield Piece(text, tokens[:shown])
                 return
-        if detokenizer and stats.finished:
+        count += len(tokens)
+        if detokenizer and stats.finished and count == stats.new_tokens:
             text += stop.push(detokenizer.flush()) + stop.flush()
         yield Piece(text, tokens)

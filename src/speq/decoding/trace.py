@@ -9,11 +9,11 @@ A trace file is JSON lines. The first line is the header::
 and every other line a step, in order, where ``context`` counts the tokens in the cache before it::
 
     {"prefill": tokens, "context": c}
-    {"draft": [rows, ...], "drafted": k, "verify": rows, "accepted": a, "context": c}
+    {"draft": [[rows, context], ...], "drafted": k, "verify": rows, "accepted": a, "context": c}
 
-The second is a round: a draft pass for each entry of ``draft``, over so many rows, which made a proposal of ``k``
-tokens; then one verify pass at context c, after which the cache holds c+a+1 tokens. A step of plain decoding is a round
-with k = 0.
+The second is a round: a draft pass for each entry of ``draft``, over so many rows at that context, which made a
+proposal of ``k`` tokens; then one verify pass at context c, after which the cache holds c+a+1 tokens. A step of plain
+decoding is a round with k = 0.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from speq.errors import SpeqError
 
 VERSION = 2
 
-Step: TypeAlias = dict[str, int | list[int]]
+Step: TypeAlias = dict[str, int | list[list[int]]]
 
 
 class Trace:
@@ -44,7 +44,7 @@ class Trace:
     def on_round(self, happened: Round) -> None:
         self.steps.append(
             {
-                "draft": [passed.rows for passed in happened.passes],
+                "draft": [[passed.rows, passed.context] for passed in happened.passes],
                 "drafted": happened.proposed,
                 "verify": happened.verify.rows,
                 "accepted": happened.accepted,

@@ -165,11 +165,12 @@ class KVPool:
         """End a sequence; its exact part is left for others that begin alike, unless ``leave`` is false."""
         if handle.closed:
             return
-        self._open.remove(handle)
-        handle.closed = True
+        if handle in self._open:
+            self._open.remove(handle)
         del handle.tokens[handle.exact :]
         for page in self._beyond(handle, -(-handle.exact // PAGE) if leave else 0):
             self._release(page)
+        handle.closed = True
         if handle.pages:
             self._left.append(handle)
 
@@ -177,6 +178,17 @@ class KVPool:
         """Give up what closed sequences have left."""
         while self._left:
             self._give_up()
+
+    def settle(self) -> None:
+        """After an exception that may have come in the middle of anything: count again who holds which page."""
+        held = np.zeros(len(self._holders), np.int32)
+        for handle in self._open + self._left:
+            handle.exact = min(handle.exact, handle.length)
+            np.add.at(held, handle.pages, 1)
+        for page in np.flatnonzero((self._holders > 0) & (held == 0)):
+            self._empty(int(page))
+        self._holders = held
+        self._free = [int(page) for page in np.flatnonzero(held == 0)[::-1]]
 
     def _check_open(self, handle: KVHandle) -> None:
         if handle.closed:
@@ -207,8 +219,12 @@ class KVPool:
         self._holders[page] -= 1
         if not self._holders[page]:
             self._free.append(page)
-            for block in self._blocks:
-                _hand_back(block, page * self.keys[0].nbytes, self.keys[0].nbytes)
+            self._empty(page)
+
+    def _empty(self, page: int) -> None:
+        """Give the memory of a page back."""
+        for block in self._blocks:
+            _hand_back(block, page * self.keys[0].nbytes, self.keys[0].nbytes)
 
     def _copy(self, handle: KVHandle, index: int) -> None:
         """Give a sequence its own copy of a page that it shares."""

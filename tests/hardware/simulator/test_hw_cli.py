@@ -242,7 +242,7 @@ def test_a_file_with_an_unknown_key_and_a_trace_of_another_version(fails, tmp_pa
     trace = tmp_path / "old.jsonl"
     trace.write_text('{"speq_trace": 99}\n')
     line = fails("simulate", "speq", "smollm2-135m", "--trace", trace)
-    assert "is a trace of version 99; this speq reads version 1: record it again" in line
+    assert "is a trace of version 99; this speq reads versions 1 and 2: record it again" in line
 
 
 def test_wrong_usage_is_exit_code_2(hw, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,12 +15,17 @@ from speq.hardware.simulator.acceptance import Round
 from speq.hardware.simulator.trace import VERSION, read_trace
 from speq.runtime.sampling import Sampling
 
+TRACES = Path(__file__).parents[3] / "benchmarks" / "traces"
 HEADER = {"speq_trace": 1, "prompt_tokens": 5, "new_tokens": 4}
 STEPS = [
     {"prefill": 3, "context": 2},
     {"drafted": 2, "accepted": 1, "context": 5},
     {"drafted": 0, "accepted": 0, "context": 7},
 ]
+# The same in version 2.
+SECOND = HEADER | {"speq_trace": 2}
+ROUND = {"draft": [[1, 5], [1, 6]], "drafted": 2, "verify": 3, "accepted": 1, "context": 5}
+PLAIN = {"draft": [], "drafted": 0, "verify": 1, "accepted": 0, "context": 7}
 
 
 def write(path, *lines):
@@ -48,6 +54,32 @@ def test_what_is_recorded_is_read(mock_engine, tmp_path):
     assert sum(one.drafted for one in trace.rounds) == request.stats.drafted
 
 
+def test_both_versions_of_a_generation_are_the_same_rounds(tmp_path):
+    first = read_trace(write(tmp_path / "a.jsonl", HEADER, *STEPS))
+    second = read_trace(write(tmp_path / "b.jsonl", SECOND, STEPS[0], ROUND, PLAIN))
+    assert first.rounds == second.rounds == (Round(2, 1), Round(0, 0))
+    assert first.rounds[0].draft_passes == ((1, 0), (1, 1))
+    assert first.rounds[0].verify_rows == 3
+
+
+def test_passes_over_several_rows_are_read(tmp_path):
+    """Three rows of which two stay, then one; verified as a tree that has a row beside the proposal."""
+    steps = [STEPS[0], ROUND | {"draft": [[3, 5], [1, 7]], "verify": 4}, PLAIN]
+    rounds = read_trace(write(tmp_path / "a.jsonl", SECOND, *steps)).rounds
+    assert rounds == (Round(2, 1, ((3, 0), (1, 2)), 4), Round(0, 0))
+    assert rounds[0].draft_passes == ((3, 0), (1, 2))
+    assert rounds[0].verify_rows == 4
+
+
+@pytest.mark.parametrize("path", sorted(TRACES.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_the_traces_of_the_repository_are_read(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    rounds = [(line["drafted"], line["accepted"]) for line in lines if "drafted" in line]
+    trace = read_trace(path)
+    assert [(one.drafted, one.accepted) for one in trace.rounds] == rounds
+    assert trace.new_tokens == lines[0]["new_tokens"]
+
+
 def test_cached_tokens_need_no_prefill(tmp_path):
     trace = read_trace(write(tmp_path / "a.jsonl", HEADER, *STEPS))
     assert trace.cached == 2
@@ -57,7 +89,17 @@ def test_cached_tokens_need_no_prefill(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([HEADER | {"speq_trace": 2}, *STEPS], "is a trace of version 2; this speq reads version 1"),
+        ([HEADER | {"speq_trace": 3}, *STEPS], "is a trace of version 3; this speq reads versions 1 and 2"),
+        ([HEADER | {"speq_trace": True}, *STEPS], "is a trace of version True; this speq reads versions 1 and 2"),
+        ([SECOND, STEPS[0], STEPS[1]], "line 3: draft is None; it must be a list of pairs"),
+        ([SECOND, STEPS[0], ROUND | {"draft": [1, 1]}], "line 3: draft is .*; it must be a list of pairs"),
+        ([SECOND, STEPS[0], ROUND | {"draft": [[1]]}], "line 3: draft is .*; it must be a list of pairs"),
+        ([SECOND, STEPS[0], ROUND | {"draft": [[0, 5]]}], "line 3: a draft pass of this round cannot be part of it"),
+        ([SECOND, STEPS[0], ROUND | {"draft": [[1, 4]]}], "line 3: a draft pass of this round cannot be part of it"),
+        ([SECOND, STEPS[0], ROUND | {"draft": [[True, 5]]}], "line 3: rows is True; it must be a count"),
+        ([SECOND, STEPS[0], ROUND | {"draft": [[10**9, 5]]}], "line 3: rows is more than 256"),
+        ([SECOND, STEPS[0], ROUND | {"verify": 2}], "line 3: 2 rows cannot verify what was drafted"),
+        ([SECOND, STEPS[0], ROUND | {"verify": None}], "line 3: verify is None; it must be a count"),
         ([{"text": "hello"}], "is not a trace"),
         ([], "not a line of a trace"),
         ([[1, 2]], "not a line of a trace"),

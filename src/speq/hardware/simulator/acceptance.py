@@ -16,10 +16,29 @@ LONGEST_DRAFT = 64
 
 @dataclass(frozen=True)
 class Round:
-    """``drafted`` draft passes, then a verify pass that accepts ``accepted`` of them and adds one token."""
+    """Draft passes that propose tokens, then a verify pass that accepts some of them and adds one token.
+
+    Attributes:
+        drafted, accepted: tokens.
+        passes: rows of each draft pass, and the tokens of the round in the cache before it; ``None`` for a pass over
+            one row for each drafted token.
+        verify: rows of the verify pass; ``None`` for one more than are drafted.
+    """
 
     drafted: int
     accepted: int
+    passes: tuple[tuple[int, int], ...] | None = None
+    verify: int | None = None
+
+    @property
+    def draft_passes(self) -> tuple[tuple[int, int], ...]:
+        """Rows of each draft pass, and the tokens of the round in the cache before it."""
+        return tuple((1, step) for step in range(self.drafted)) if self.passes is None else self.passes
+
+    @property
+    def verify_rows(self) -> int:
+        """Rows of the verify pass."""
+        return self.drafted + 1 if self.verify is None else self.verify
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,9 @@ def _replay(run: Run, simulator: Simulator, workload: Workload, recorded: tuple[
     context, left = workload.prompt_tokens, workload.new_tokens - 1
     while left > 0:
         one = _limit(next(rounds, Round(0, 0)), left)
-        for step in range(one.drafted):
-            _take(run, simulator, PassSpec("draft", 1, context + step, 1))
-        _take(run, simulator, _verification(one.drafted, context))
+        for rows, ahead in one.draft_passes:
+            _take(run, simulator, PassSpec("draft", rows, context + ahead, rows))
+        _take(run, simulator, _verification(one.verify_rows - 1, context))
         run.count_rounds(one)
         context += one.accepted + 1
         left -= one.accepted + 1
@@ -166,5 +166,6 @@ def _verification(drafted: int, context: int) -> PassSpec:
 
 def _limit(one: Round, left: int) -> Round:
     """A round that yields no more than ``left`` tokens: the loop plans drafts accordingly."""
-    drafted = min(one.drafted, left - 1)
-    return Round(drafted, min(one.accepted, drafted))
+    if one.drafted < left:
+        return one
+    return Round(left - 1, min(one.accepted, left - 1))

@@ -11,6 +11,11 @@ from speq.errors import SpeqError
 from speq.hardware.simulator.acceptance import LONGEST_DRAFT, Round
 
 VERSION = 2
+READ = (1, 2)
+"""Versions that are read. In version 1 a round names neither its draft passes nor the rows of its verify pass: there
+was a draft pass over one row for each drafted token, and the verify pass had one row more than that."""
+
+MOST_ROWS = 256  # of a pass in decoding
 MOST_TOKENS = 1 << 20  # of a prompt or a text, more than any model takes
 
 
@@ -45,8 +50,8 @@ def read_trace(path: Path) -> Trace:
     version = header.get("speq_trace")
     if version is None:
         raise SpeqError(f"{path} is not a trace: record one with `speq generate --trace FILE`")
-    if version != VERSION:
-        raise SpeqError(f"{path} is a trace of version {version!r}; this speq reads version {VERSION}: record it again")
+    if version not in READ or isinstance(version, bool):
+        raise SpeqError(f"{path} is a trace of version {version!r}; this speq reads versions 1 and 2: record it again")
     prompt, new = (_count(path, 1, header, key, most=MOST_TOKENS) for key in ("prompt_tokens", "new_tokens"))
     steps = [(number, _parse(path, number, line)) for number, line in enumerate(lines[1:], 2)]
     prefilled = sum(_count(path, number, step, "prefill") for number, step in steps if "prefill" in step)
@@ -61,7 +66,8 @@ def read_trace(path: Path) -> Trace:
         accepted, at = (_count(path, number, step, key) for key in ("accepted", "context"))
         if accepted > drafted or at != context:
             raise SpeqError(f"{path}, line {number}: this round does not follow from those before it: record it again")
-        rounds.append(Round(drafted, accepted))
+        passes, verified = _passes(path, number, step, at) if version == VERSION else (None, None)
+        rounds.append(_round(drafted, accepted, passes, verified))
         context += accepted + 1
     if not prefilled or 1 + sum(one.accepted + 1 for one in rounds) < new:
         raise SpeqError(f"{path} is incomplete: its steps yield fewer than {new} tokens: record it again")
@@ -69,6 +75,32 @@ def read_trace(path: Path) -> Trace:
     if format is not None and not isinstance(format, str):
         raise SpeqError(f"{path}, line 1: format is {format!r}; it must be the name of a format")
     return Trace(path.name, prompt, prompt - prefilled, new, tuple(rounds), format)
+
+
+def _passes(path: Path, number: int, step: dict[str, Any], context: int) -> tuple[tuple[tuple[int, int], ...], int]:
+    """Rows of the draft passes of a round, each with the tokens of the round before it, and rows of its verify pass."""
+    listed = step.get("draft")
+    if not isinstance(listed, list) or not all(isinstance(entry, list) and len(entry) == 2 for entry in listed):
+        raise SpeqError(f"{path}, line {number}: draft is {listed!r:.60}; it must be a list of pairs, rows and context")
+    passes = []
+    for entry in listed:
+        pair = dict(zip(("rows", "context"), entry, strict=True))
+        rows, at = _count(path, number, pair, "rows", most=MOST_ROWS), _count(path, number, pair, "context")
+        if rows < 1 or not context <= at <= context + MOST_ROWS:
+            raise SpeqError(f"{path}, line {number}: a draft pass of this round cannot be part of it: record it again")
+        passes.append((rows, at - context))
+    verified = _count(path, number, step, "verify", most=MOST_ROWS)
+    if verified <= _count(path, number, step, "drafted"):
+        raise SpeqError(f"{path}, line {number}: {verified} rows cannot verify what was drafted: record it again")
+    return tuple(passes), verified
+
+
+def _round(drafted: int, accepted: int, passes: tuple[tuple[int, int], ...] | None, verified: int | None) -> Round:
+    """A round; what is as in version 1 is left out, so that equal rounds are equal."""
+    usual = Round(drafted, accepted)
+    if (passes, verified) in ((None, None), (usual.draft_passes, usual.verify_rows)):
+        return usual
+    return Round(drafted, accepted, passes, verified)
 
 
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:

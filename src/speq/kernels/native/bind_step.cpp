@@ -116,6 +116,7 @@ nb::ndarray<nb::numpy, float> multiply(const std::string& isa, const BoundMatrix
         const Activations x{is_few ? rows.get() : input.get(), static_cast<size_t>(padded), tokens};
         k.exact_rows(w)(complete, x, 0, w.row_blocks(), y.get(), scratch.get());
     } else {
+        require(product == "draft", "there is no such product");
         auto values = make_aligned<int8_t>(kDraftCopies * padded);
         auto scales = make_aligned<float>(padded / 32);
         auto offsets = make_aligned<int32_t>(kDraftCopies * padded / 4);
