@@ -34,7 +34,7 @@ class Cache(Protocol):
 
 
 class Draw(NamedTuple):
-    """How a token is drawn from a row of logits: see :class:`speq.decoding.sampling.Sampling`.
+    """How a token is drawn from a row of logits: see :class:`speq.runtime.sampling.Sampling`.
 
     Temperature 0 is greedy; ``position`` is where the token will stand in its sequence.
     """

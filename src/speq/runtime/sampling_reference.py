@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.decoding.sampling import Choice, Sampling
+from speq.runtime.sampling import Choice, Sampling
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -83,7 +83,7 @@ def filtered_weights(logits: NDArray[np.float32], sampling: Sampling) -> NDArray
 
 
 def choose_reference(logits: NDArray[np.float32], sampling: Sampling, position: int) -> Choice:
-    """What :func:`speq.decoding.sampling.choose` must return, for finite float32 logits ``[vocab]``."""
+    """What :func:`speq.runtime.sampling.choose` must return, for finite float32 logits ``[vocab]``."""
     if sampling.greedy:
         token = int(logits.argmax())
         return Choice(token, float(1.0 / np.exp(logits.astype(np.float64) - logits[token]).sum()))

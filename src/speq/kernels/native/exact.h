@@ -26,7 +26,12 @@ void exact_rows(const SplitWeight& w, const Activations& x, int begin, int end, 
 template <class F>
 void draft_few(const SplitWeight& w, const Activations& x, int begin, int end, float* y, float*) {
     const FlushSubnormals flush;
-    FewTokens<Format<DType::bf16, 0, true, F::halves>>(w, x).run(begin, end, y);
+    using Draft = FewTokens<Format<DType::bf16, 0, true, F::halves>>;
+    if (x.tokens <= kTiledTokens) return Draft(w, x).run(begin, end, y);
+    for (int t = 0; t < x.tokens; ++t)  // they stand in rows then
+        for (int rb = begin; rb < end; ++rb)
+            Draft(w, {x.rows + t * x.stride, x.stride, 1})
+                .run(rb, rb + 1, y + (static_cast<size_t>(rb - begin) * x.tokens + t) * kRowsPerBlock);
 }
 
 }  // namespace speq::SPEQ_ISA
