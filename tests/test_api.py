@@ -233,7 +233,9 @@ def test_the_cache_is_reused_for_a_prompt_that_continues():
     again = model.generate(messages, max_new_tokens=1)
     prompt = model.encode(messages)
     assert again.stats.prompt_tokens == len(prompt)
-    assert model.engine.engine.computed == len(prompt) - len("user:hello|")  # the answer is spelt differently in the prompt
+    assert model.engine.engine.computed == len(prompt) - len(
+        "user:hello|"
+    )  # the answer is spelt differently in the prompt
     model.engine.engine.computed = 0
     model.generate("hello", max_new_tokens=1)
     assert model.engine.engine.computed == 1

@@ -72,7 +72,9 @@ def test_every_bias_that_is_there_is_added(tmp_path: Path, architecture: str, st
         expected = model(torch.tensor([IDS])).logits[0].numpy()
 
     assert {info.name: info.shape for info in source.tensors} == {n: tuple(p.shape) for n, p in parameters.items()}
-    engine = SingleSequence.of((source.config, {info.name: source.read(info.name) for info in source.tensors}), "reference")
+    engine = SingleSequence.of(
+        (source.config, {info.name: source.read(info.name) for info in source.tensors}), "reference"
+    )
     np.testing.assert_allclose(engine.forward(IDS, logits="all"), expected, rtol=0, atol=2e-3 * np.abs(expected).max())
     absent = len(parameters) - len(original)
     said = [note for note in source.notes if "biases" in note]

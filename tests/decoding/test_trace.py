@@ -87,7 +87,10 @@ def test_a_plain_step_is_a_round_without_a_draft(mock_engine):
 
 def test_a_file_has_a_header_and_a_line_per_step(tmp_path):
     path = tmp_path / "a.trace"
-    steps = [{"prefill": 5, "context": 0}, {"draft": [[1, 5], [1, 6]], "drafted": 2, "verify": 3, "accepted": 1, "context": 5}]
+    steps = [
+        {"prefill": 5, "context": 0},
+        {"draft": [[1, 5], [1, 6]], "drafted": 2, "verify": 3, "accepted": 1, "context": 5},
+    ]
     write_trace(path, {"model": "m", "new_tokens": 3}, steps)
     header, *rest = [json.loads(line) for line in path.read_text().splitlines()]
     assert header == {"speq_trace": 2, "model": "m", "new_tokens": 3}

@@ -31,7 +31,9 @@ def engine_of(config, weights, level):
         exact = level == "exact" or "embed_tokens" in name
         return to_float32(decode(matrix), matrix.spec.dtype) if exact else draft_values(matrix)
 
-    return SingleSequence.of((config, {name: values(name, matrix) for name, matrix in weights.items()}), backend="reference")
+    return SingleSequence.of(
+        (config, {name: values(name, matrix) for name, matrix in weights.items()}), backend="reference"
+    )
 
 
 def logits(target, level, final):

@@ -1,4 +1,4 @@
-// Choosing a token from logits. speq/decoding/sampling_reference.py defines what is right; this file finds the same
+// Choosing a token from logits. speq/runtime/sampling_reference.py defines what is right; this file finds the same
 // token faster.
 //
 // Sampling is an exponential race: every token i draws E_i ~ Exp(1) from a counter-based generator and the smallest

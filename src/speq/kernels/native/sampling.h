@@ -1,4 +1,4 @@
-// Draws of tokens from logits; speq/decoding/sampling_reference.py defines what is right.
+// Draws of tokens from logits; speq/runtime/sampling_reference.py defines what is right.
 #pragma once
 #include <cstddef>
 #include <cstdint>
