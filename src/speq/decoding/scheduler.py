@@ -111,6 +111,7 @@ class Scheduler:
     def _step(self) -> list[Chunk]:
         while self._waiting and len(self._running) < self._engine.limits.sequences:
             self._running.append(self._waiting.popleft())
+            self._running[-1].chunk = self._prefill_chunk()
             self._running[-1].begin()
         if not self._running:
             return []
@@ -123,21 +124,24 @@ class Scheduler:
         chunks = []
         for index, (sequence, share) in enumerate(zip(chosen, shares, strict=True)):
             sequence.load = load
-            sequence.chunk = PREFILL_CHUNK if len(self._running) == 1 else SHARED_CHUNK
+            sequence.chunk = self._prefill_chunk()
             chunks.append(self._advance(sequence, output, index, level, share))
         elapsed = self._clock() - started
         for sequence in {*self._running, *chosen}:
             self._count(sequence, level, elapsed, seconds if sequence in chosen else 0.0)
         return [chunk for chunk in chunks if chunk.tokens or chunk.error]
 
+    def _prefill_chunk(self) -> int:
+        return PREFILL_CHUNK if len(self._running) == 1 else SHARED_CHUNK
+
     def _choose(self) -> tuple[Level, list[Sequence]]:
-        """The level of the next pass and who takes part."""
+        """The level of the next pass and who takes part: whoever has waited longest, then texts, then prompts."""
         asks = [(sequence, sequence.ask) for sequence in self._running if sequence.ask]
         level: Level = next(
             (each for each in self._engine.levels if any(ask.level == each for _, ask in asks)), "exact"
         )
         waiting = [(sequence, ask) for sequence, ask in asks if ask.level == level]
-        waiting.sort(key=lambda pair: pair[0].in_prefill)
+        waiting[1:] = sorted(waiting[1:], key=lambda pair: pair[0].in_prefill)
         chosen: list[Sequence] = []
         rows = 0
         for sequence, ask in waiting:

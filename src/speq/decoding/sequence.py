@@ -145,10 +145,12 @@ class Sequence:
         """Go on from the tokens so far after an exception in the middle of a step: they are right at any time."""
         if self.ended:
             return
-        if self._kv is None:
-            return self.begin()
         self._passes.clear()
-        self._pool.truncate(self._kv, min(self._safe, self._kv.length, len(self.tokens) - 1))
+        if self._kv is None:
+            self._kv = self._pool.open(self.tokens)
+        else:
+            self._pool.truncate(self._kv, min(self._safe, self._kv.length, len(self.tokens) - 1))
+        self._safe = self._kv.length
         self._coroutine = self._live()
         self.ask = next(self._coroutine, None)
 
