@@ -35,6 +35,14 @@ def test_a_generation_makes_its_tokens_and_no_more(prompt, new, recorded):
     assert run.total.cycles == pytest.approx(sum(cost.cycles for cost in run.by_kind.values()))
 
 
+def test_draft_passes_over_several_rows_are_replayed():
+    run = simulate(SPEQ, Workload(10, 5, (Round(3, 3, ((3, 0), (1, 2)), 5),), cached=4))
+    specs = [PassSpec("prefill", 6, 4, 1), PassSpec("draft", 3, 10, 3), PassSpec("draft", 1, 12, 1)]
+    specs += [PassSpec("verify", 5, 10, 5)]
+    assert run.total.cycles == pytest.approx(sum(SPEQ.cost(spec).cycles for spec in specs))
+    assert (run.passes["draft"], run.drafted, run.accepted) == (2, 3, 3)
+
+
 def test_the_passes_of_a_trace_are_replayed():
     run = simulate(SPEQ, Workload(10, 9, (Round(3, 2), Round(2, 0), Round(0, 0), Round(4, 3)), cached=4))
     # Contexts: 10 -> 13 -> 14 -> 15; the last round may yield 3 tokens only, so it drafts 2.
