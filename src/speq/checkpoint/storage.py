@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from speq.errors import SpeqError
 
@@ -138,10 +138,20 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: as files do; nothing is left behind then.
     """
-    new = path.with_name(f".{path.name[:200]}.{os.getpid()}.new")
+    with replacing(path, path.with_name(f".{path.name[:200]}.{os.getpid()}.new")) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path, new: Path) -> Iterator[BinaryIO]:
+    """A file to write, called ``new``, that takes the place of ``path`` when the block ends well.
+
+    Raises:
+        OSError: as files do; ``new`` is gone then.
+    """
     try:
         with new.open("wb") as file:
-            file.write(content)
+            yield file
         new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)

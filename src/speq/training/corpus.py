@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.checkpoint.storage import Progress
+from speq.checkpoint.storage import Progress, replacing
 from speq.errors import SpeqError
 from speq.training.conversation import Turns
 from speq.training.documents import Documents
@@ -151,10 +151,8 @@ def _waves(
 
 
 def _save(file: Path, written: Written) -> None:
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as out:
+    with replacing(file, file.with_suffix(".partial")) as out:
         np.savez(out, tokens=written.tokens, answers=written.answers)
-    partial.replace(file)
 
 
 def _pack(

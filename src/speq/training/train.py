@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from speq.checkpoint.converted import Converted, load_converted
-from speq.checkpoint.storage import Progress
+from speq.checkpoint.storage import Progress, replacing
 from speq.errors import SpeqError
 from speq.models.config import model_config
 from speq.models.tokenizer import Tokenizer
@@ -424,10 +424,8 @@ class _Training:
             "optimizer": self._optimizer.state_dict(),
             "state": vars(self._state),
         }
-        partial = self._working / f"{CHECKPOINT}.partial"
-        with partial.open("wb") as file:
+        with replacing(self._working / CHECKPOINT, self._working / f"{CHECKPOINT}.partial") as file:
             torch.save(content, file)
-        partial.replace(self._working / CHECKPOINT)
         self._saved = time.monotonic()
 
     def _load(self) -> None:
