@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from speq.errors import SpeqError
 
@@ -156,6 +157,14 @@ def replacing(path: Path, new: Path) -> Iterator[BinaryIO]:
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def read_json_if_whole(path: Path) -> Any:
+    """What a JSON file holds; None if it is not there or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _is_open_as(handle: int, path: Path) -> bool:
