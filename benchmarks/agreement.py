@@ -41,9 +41,9 @@ from speq.kernels.reference import ReferenceStep
 from speq.kernels.step import Logits, Weights
 from speq.locate import converted_model
 from speq.models.cache import KVCache
-from speq.models.config import model_config
 from speq.models.decoder import build_program
 from speq.models.model import Engine
+from speq.models.tensors import fit
 from speq.models.tokenizer import Tokenizer
 from speq.processors import default_threads
 
@@ -68,11 +68,12 @@ class ArrayStep(ReferenceStep):
     """The reference backend with the accelerator's draft products."""
 
     def __init__(self, model: Converted) -> None:
-        config = model_config(model.config)
+        weights = {**model.raw, **model.split}
+        config = fit(model.config, {name: weight.shape for name, weight in weights.items()})
         self._layers: dict[str, Layer] = {}
         self._split = model.split
         cache = KVCache(config.layers, config.kv_heads, CONTEXT, config.head_dim)
-        super().__init__(build_program(config), {**model.raw, **model.split}, cache, CONTEXT)
+        super().__init__(build_program(config), weights, cache, CONTEXT)
 
     def _multiply(self, x: NDArray[np.float32], name: str, draft: bool) -> NDArray[np.float32]:
         rounded = x.astype(np.float16)
