@@ -40,8 +40,8 @@ from speq.hardware.golden.layer import Layer
 from speq.kernels.reference import ReferenceStep
 from speq.kernels.step import Weights, chain
 from speq.locate import converted_model
-from speq.models.config import model_config
 from speq.models.decoder import build_program
+from speq.models.tensors import fit
 from speq.models.tokenizer import Tokenizer
 from speq.processors import default_threads
 from speq.runtime.kv import KVPool
@@ -68,11 +68,12 @@ class ArrayStep(ReferenceStep):
     """The reference backend with the accelerator's draft products."""
 
     def __init__(self, model: Converted) -> None:
-        config = model_config(model.config)
+        weights = {**model.raw, **model.split}
+        config = fit(model.config, {name: weight.shape for name, weight in weights.items()})
         self._layers: dict[str, Layer] = {}
         self._split = model.split
         cache = KVPool(config.layers, config.kv_heads, config.head_dim, context=CONTEXT)
-        super().__init__(build_program(config), {**model.raw, **model.split}, cache, CONTEXT)
+        super().__init__(build_program(config), weights, cache, CONTEXT)
 
     def _multiply(self, x: NDArray[np.float32], name: str, draft: bool) -> NDArray[np.float32]:
         rounded = x.astype(np.float16)

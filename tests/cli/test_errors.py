@@ -60,7 +60,8 @@ def test_bad_input_is_one_clear_line(fails, tiny_checkpoint, tmp_path):
         assert message in fails(*arguments)
 
 
-def test_damaged_models_are_one_clear_line(fails, speq_run, tiny_checkpoint, write_checkpoint, tmp_path):
+def test_damaged_models_are_one_clear_line(fails, speq_run, tiny_checkpoint, write_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))  # where nobody has converted the same weights before
     converted = tmp_path / "converted"
     assert speq_run("convert", tiny_checkpoint, converted)[0] == 0
     weights = next(converted.glob("*.safetensors"))

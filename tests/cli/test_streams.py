@@ -147,7 +147,13 @@ def test_a_limit_of_one_thread(shell, tiny_checkpoint, truth, tmp_path):
 
 
 def test_absurd_numbers_of_threads_are_refused_before_anything_is_loaded(speq_run, tmp_path):
-    for verb in (["generate", "-p", "a"], ["chat"], ["convert", tmp_path / "to"], ["bench", "kernels"]):
+    for verb in (
+        ["generate", "-p", "a"],
+        ["chat"],
+        ["convert", tmp_path / "to"],
+        ["train-head", "a"],
+        ["bench", "kernels"],
+    ):
         for threads in ("100000", "99999999999999999999", "0", "-1", "two"):
             code, out, err = speq_run(*verb[:2], *verb[2:], "missing", "--threads", threads)
             assert (code, out, err.count("\n")) == (2, "", 1)

@@ -13,6 +13,7 @@ from speq.training.target import ROUND, Cache, Target, default_taps
 CONFIGS = {
     "llama": {},
     "llama biases": {"attention_bias": True, "rope_theta": 5e5},
+    "llama all biases": {"attention_bias": True, "mlp_bias": True},
     "llama tied": {"tie_word_embeddings": True},
     "mistral window": {"model_type": "mistral", "sliding_window": 7, "head_dim": 24},
     "qwen2": {"model_type": "qwen2", "rope_scaling": {"type": "yarn", "factor": 4.0}, "max_position_embeddings": 64},
@@ -47,6 +48,15 @@ def test_the_exact_level_is_the_engines(random_model, name):
     reading = target.read(torch.tensor([IDS]), (1, 1, 2))
     expected = engine_of(config, weights, "exact").forward(IDS, logits="all")
     found = logits(target, "exact", reading.final["exact"][0])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-2 * np.abs(expected).max())
+
+
+def test_a_stored_head_counts_although_the_config_ties_it(random_model):
+    config, weights = random_model()
+    target = Target({**config, "tie_word_embeddings": True}, weights, "cpu")
+    reading = target.read(torch.tensor([IDS]), (1, 1, 2))
+    found = logits(target, "exact", reading.final["exact"][0])
+    expected = engine_of(config, weights, "exact").forward(IDS, logits="all")
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-2 * np.abs(expected).max())
 
 

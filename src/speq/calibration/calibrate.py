@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from speq.bits.feedback import DAMPING, PASSES
 from speq.calibration.observe import WIDEST, observe
-from speq.calibration.samples import LONGEST, read_samples, text_identity
+from speq.calibration.samples import LONGEST, Sample, read_samples, text_identity
 from speq.checkpoint.converted import Converted
 from speq.checkpoint.kept import Kept
 from speq.errors import SpeqError
@@ -27,7 +27,7 @@ class Calibration:
     )
 
     def __init__(self) -> None:
-        self._read: tuple[Path, Tokenizer] | None = None
+        self._read: tuple[Path, list[Sample]] | None = None
 
     def refusal(self, model: Converted) -> str | None:
         """Why this model cannot be calibrated, or None."""
@@ -35,7 +35,7 @@ class Calibration:
             return "the checkpoint has no tokenizer"
         described = model_config(model.config)
         try:
-            samples = read_samples(self._tokenizer_of(model), described.context_length)
+            samples = self._samples_of(model)
         except SpeqError as error:
             return str(error)
         largest = max((int(sample.tokens.max()) for sample in samples), default=0)
@@ -51,13 +51,16 @@ class Calibration:
         Raises:
             SpeqError: the tokenizer makes no tokens of the text.
         """
-        samples = read_samples(self._tokenizer_of(model), model_config(model.config).context_length)
+        samples = self._samples_of(model)
         if not samples:
             raise SpeqError(f"{model.path}: the tokenizer makes no tokens of the calibration text; use --no-calibrate")
         return observe(model.config, {**model.raw, **model.split}, samples, threads, kept)
 
-    def _tokenizer_of(self, model: Converted) -> Tokenizer:
-        """The model's tokenizer, read once; messages name the file that was converted, not the one in the making."""
+    def _samples_of(self, model: Converted) -> list[Sample]:
+        """The text in the model's tokens, read once; messages name the file that was converted, not the one in the
+        making.
+        """
         if self._read is None or self._read[0] != model.path:
-            self._read = model.path, Tokenizer(model.path, name=model.source.get("file"))
+            tokenizer = Tokenizer(model.path, name=model.source.get("file"))
+            self._read = model.path, read_samples(tokenizer, model_config(model.config).context_length)
         return self._read[1]

@@ -23,7 +23,14 @@ from speq.checkpoint.converted import is_converted
 from speq.checkpoint.huggingface import CARRIED
 from speq.checkpoint.kept import Kept
 from speq.checkpoint.layout import MANIFEST, WEIGHTS
-from speq.checkpoint.storage import StorageError, check_writable, exclusive, replace_file, writing_to
+from speq.checkpoint.storage import (
+    StorageError,
+    check_writable,
+    exclusive,
+    read_json_if_whole,
+    replace_file,
+    writing_to,
+)
 from speq.checkpoint.writer import JOB, WeightsWriter
 from speq.errors import SpeqError
 
@@ -183,7 +190,7 @@ def clear_vanished(parent: Path, src: Path, source_identity: str) -> None:
     ``src`` as it was before it became what ``source_identity`` names, and of earlier releases.
     """
     for directory in parent.glob(".*"):
-        origin, job = _read_json(directory / _ORIGIN), _read_json(directory / JOB)
+        origin, job = read_json_if_whole(directory / _ORIGIN), read_json_if_whole(directory / JOB)
         path = origin.get("path") if isinstance(origin, dict) else None
         wanted = (
             isinstance(path, str)
@@ -248,7 +255,7 @@ def is_empty(directory: Path) -> bool:
 
 def _prepare(directory: Path, job: dict[str, Any], src: Path) -> None:
     """Throw away what is of another job."""
-    if _read_json(directory / JOB) == job and not is_converted(directory):
+    if read_json_if_whole(directory / JOB) == job and not is_converted(directory):
         return
     empty(directory)
     replace_file(directory / _ORIGIN, json.dumps({"path": os.path.abspath(src)}).encode())
@@ -275,14 +282,7 @@ def _remove_unless_in_use(directory: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
 def _entry_of_manifest(path: Path, name: str) -> dict[str, Any] | None:
-    manifest = _read_json(path / MANIFEST)
+    manifest = read_json_if_whole(path / MANIFEST)
     entry = manifest.get(name) if isinstance(manifest, dict) else None
     return entry if isinstance(entry, dict) else None

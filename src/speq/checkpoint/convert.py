@@ -181,18 +181,16 @@ class _Task:
         old = job_at(target)
         if old is None:
             return []
-        if {**old, "source": None} != {**self.job, "source": None}:
+        if not self._differs_in_source_alone(old):
             return [f"{target.name} was converted with other options or by another release: it is converted anew"]
-        if not same_weights(str(old.get("source")), self.job["source"]):
+        if not self._has_same_weights(old):
             return [f"the weights of {target.name} have changed: it is converted anew"]
         return []
 
     def reusable(self, path: Path) -> Converted | None:
         """A conversion whose weights are those that this one would have, undamaged; None for any other."""
         old = job_at(path)
-        if old is None or {**old, "source": None} != {**self.job, "source": None}:
-            return None
-        if not same_weights(str(old.get("source")), self.job["source"]):
+        if old is None or not self._differs_in_source_alone(old) or not self._has_same_weights(old):
             return None
         try:
             base = load_converted(path)
@@ -200,6 +198,12 @@ class _Task:
             return None
         may_be_calibrated = self.options.calibration is not None and "tokenizer.json" in self.source().files
         return None if was_refused(base.notes) and may_be_calibrated else base
+
+    def _differs_in_source_alone(self, old: dict[str, Any]) -> bool:
+        return {**old, "source": None} == {**self.job, "source": None}
+
+    def _has_same_weights(self, old: dict[str, Any]) -> bool:
+        return same_weights(str(old.get("source")), self.job["source"])
 
     def beside(self, base: Converted, work: Workplace) -> list[str]:
         """Write what stands beside the weights, which are those of ``base``; returns what there is to tell of it."""

@@ -109,8 +109,7 @@ def report_of(dst: Path) -> ConvertReport:
     Raises:
         SpeqError: its manifest cannot be read.
     """
-    manifest, _, _ = read_manifest(dst)
-    records = [Record.from_dict(item) for item in manifest["tensors"]]
+    manifest, records, _ = read_manifest(dst)
     matrices = [record for record in records if record.spec is not None]
     weights = sum(prod(record.shape) for record in matrices)
     return ConvertReport(

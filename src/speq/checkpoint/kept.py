@@ -17,6 +17,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from speq.checkpoint.storage import replacing
+
 _SECONDS = 0.5
 _STOP = "stop"
 
@@ -54,11 +56,9 @@ class Kept:
         """
         self.directory.mkdir(exist_ok=True)
         path = self._path(step, start)
-        new = path.with_suffix(".new")
         content: dict[str, Any] = {_STOP: np.array(stop), **arrays}
-        with new.open("wb") as file:
+        with replacing(path, path.with_suffix(".new")) as file:
             np.savez(file, **content)
-        new.replace(path)
 
     def ranges(self, step: str) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
         """What is kept of a step, in order and without gaps: first unit, end, arrays. Damaged files end it."""

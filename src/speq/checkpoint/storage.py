@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from speq.errors import SpeqError
 
@@ -138,14 +139,32 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: as files do; nothing is left behind then.
     """
-    new = path.with_name(f".{path.name[:200]}.{os.getpid()}.new")
+    with replacing(path, path.with_name(f".{path.name[:200]}.{os.getpid()}.new")) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path, new: Path) -> Iterator[BinaryIO]:
+    """A file to write, called ``new``, that takes the place of ``path`` when the block ends well.
+
+    Raises:
+        OSError: as files do; ``new`` is gone then.
+    """
     try:
         with new.open("wb") as file:
-            file.write(content)
+            yield file
         new.replace(path)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
+
+
+def read_json_if_whole(path: Path) -> Any:
+    """What a JSON file holds; None if it is not there or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _is_open_as(handle: int, path: Path) -> bool:

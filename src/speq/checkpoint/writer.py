@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from speq.checkpoint.layout import WEIGHTS, Record, as_bytes, checksum
 from speq.checkpoint.safetensors import ALIGNMENT, Entry, encode_header
-from speq.checkpoint.storage import replace_file
+from speq.checkpoint.storage import read_json_if_whole, replace_file
 
 JOB, JOURNAL = "job.json", "journal.jsonl"
 _ENTRY_BYTES = 150  # more than one array's line in the header takes, without its name
@@ -52,7 +52,7 @@ class WeightsWriter:
         header = sum(_ARRAYS_PER_TENSOR * (_ENTRY_BYTES + len(json.dumps(name))) for name in names) + 2 * ALIGNMENT
         self._data_start = -(-header // ALIGNMENT) * ALIGNMENT
         self._end = self._synced = 0
-        if _read_json(directory / JOB) == job and (directory / WEIGHTS).exists():
+        if read_json_if_whole(directory / JOB) == job and (directory / WEIGHTS).exists():
             self._resume()
         else:
             for name in (JOURNAL, WEIGHTS):
@@ -161,10 +161,3 @@ def _is_whole(data: NDArray[np.uint8], record: Record, entries: dict[str, Entry]
     return all(
         checksum(data[entries[name].begin : entries[name].end]) == value for name, value in record.checksums.items()
     )
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None

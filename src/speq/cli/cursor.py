@@ -37,7 +37,7 @@ class Cursor:
     @property
     def may_wait_at_margin(self) -> bool:
         """Whether moving the cursor away and back might lose a character."""
-        return not self._known or any(place and place % self._columns == 0 for place in self._places)
+        return not self._known or self.may_have_been_put_at_margin()
 
     @property
     def may_be_combined(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from speq.cli.options import threads_option
 from speq.cli.terminal import ProgressBars, note
 
 
@@ -57,7 +58,7 @@ from speq.cli.terminal import ProgressBars, note
     show_default=True,
     help="Where to train; auto takes a GPU if there is one.",
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Processor cores to use; all by default.")
+@threads_option
 def train_head(model: str, out: Path, files: tuple[Path, ...], threads: int | None, **options: Any) -> None:
     """Train a head for MODEL, a small layer that proposes tokens for the draft level to check, and write it to the
     directory OUT.

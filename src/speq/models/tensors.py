@@ -82,12 +82,12 @@ def _fit_source(source: Source) -> Source:
     for name, names in stored.items():
         if len(names) > 1:
             raise SpeqError(f"the tensors {names[0]} and {names[1]} are both {name}; delete one of them")
+    infos = {info.name: info for info in source.tensors}
     if model.tied_head and HEAD in stored:
         if EMBEDDING not in stored:
             stored[EMBEDDING] = stored.pop(HEAD)
-        elif _equal(source, stored[EMBEDDING][0], stored[HEAD][0]):
+        elif _equal(source, infos[stored[EMBEDDING][0]], infos[stored[HEAD][0]]):
             stored[EMBEDDING] += stored.pop(HEAD)
-    infos = {info.name: info for info in source.tensors}
     tensors = [replace(infos[names[0]], name=name) for name, names in stored.items()]
     read = fit(source.config, {info.name: info.shape for info in tensors}, source.config_is)
     needed = weight_shapes(read)
@@ -108,15 +108,13 @@ def _known_name(name: str, known: set[str]) -> str:
     return BASE_PREFIX + name if BASE_PREFIX + name in known else name
 
 
-def _equal(source: Source, first: str, second: str) -> bool:
+def _equal(source: Source, one: TensorInfo, other: TensorInfo) -> bool:
     """Whether two tensors have the same type, shape and bits."""
-    infos = {info.name: info for info in source.tensors}
-    one, other = infos[first], infos[second]
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     rows = one.shape[0] if one.shape else 0
     return all(
-        np.array_equal(_bits(source, first, start), _bits(source, second, start))
+        np.array_equal(_bits(source, one.name, start), _bits(source, other.name, start))
         for start in range(0, rows, _COMPARED_ROWS)
     )
 

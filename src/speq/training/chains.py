@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from speq.errors import SpeqError
 from speq.training.conversation import ANSWER, Turns
-from speq.training.head import Head, HeadConfig
+from speq.training.head import Head
 from speq.training.layout import StoredHead
 from speq.training.target import Cache, Target, Tensor
 from speq.training.unroll import Counts, Past, Truth, count_right, unroll
@@ -64,10 +64,9 @@ def bind_head(stored: StoredHead, target: Target) -> tuple[Head, Tensor]:
         SpeqError: it is a head of another model.
     """
     config, model = stored.config, target.config
-    expected = HeadConfig.of(model, config.inner, config.vocabulary, config.taps)
     for what, has, wants in (
-        ("hidden size", config.hidden_size, expected.hidden_size),
-        ("vocabulary", config.model_vocabulary, expected.model_vocabulary),
+        ("hidden size", config.hidden_size, model.hidden_size),
+        ("vocabulary", config.model_vocabulary, model.vocab_size),
         ("layers", max(config.taps), min(max(config.taps), model.layers)),
     ):
         if has != wants:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.checkpoint.storage import Progress
+from speq.checkpoint.storage import Progress, replacing
 from speq.errors import SpeqError
 from speq.training.conversation import Turns
 from speq.training.documents import Documents
@@ -105,7 +105,7 @@ def given_text(
     Raises:
         SpeqError: there are too few tokens.
     """
-    packed = _pack(documents.texts, end, length if documents.prompts else None, tokens, length)
+    packed = _pack(documents.texts, end, tokens, length, shorten=not documents.prompts)
     parts = [packed] if packed is not None else []
     if documents.prompts:
         room = (
@@ -151,16 +151,14 @@ def _waves(
 
 
 def _save(file: Path, written: Written) -> None:
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as out:
+    with replacing(file, file.with_suffix(".partial")) as out:
         np.savez(out, tokens=written.tokens, answers=written.answers)
-    partial.replace(file)
 
 
 def _pack(
-    texts: Sequence[Sequence[int]], end: int | None, fixed: int | None, most: int | None, length: int
+    texts: Sequence[Sequence[int]], end: int | None, most: int | None, length: int, *, shorten: bool
 ) -> Corpus | None:
-    """Texts one after the other, cut into rows: of ``fixed`` tokens, or of ``length``, or shorter ones for few tokens.
+    """Texts one after the other, cut into rows of ``length`` tokens; for few tokens shorter ones if ``shorten``.
 
     Returns:
         The rows, or None when there is not even one.
@@ -172,7 +170,7 @@ def _pack(
     )
     if most is not None:
         stream = stream[:most]
-    if fixed is None:
+    if shorten:
         length = min(length, len(stream) // 4)
         if length < SHORTEST:
             raise SpeqError(f"the text has {len(stream)} tokens; training a head takes at least {4 * SHORTEST}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from speq.checkpoint.build import beside, is_empty, place
 from speq.checkpoint.converted import Converted
-from speq.checkpoint.storage import exclusive, writing_to
+from speq.checkpoint.storage import exclusive, read_json_if_whole, writing_to
 from speq.errors import SpeqError
 
 VERSION = 1
@@ -84,7 +84,7 @@ def working_directory(out: Path, job: dict[str, Any]) -> Iterator[Path]:
     working = beside(place(out))
     with writing_to(working.parent, "free some and run again: it continues there"), exclusive(working):
         file = working / JOB
-        found = _read(file)
+        found = read_json_if_whole(file)
         begun = (working / CHECKPOINT).exists()
         if found is not None and found != job and (begun or _text_of(found) != _text_of(job)):
             raise SpeqError(
@@ -109,13 +109,6 @@ def check_free(out: Path) -> None:
     target = place(out)
     if target.exists() and not is_empty(target):
         raise SpeqError(f"{out} exists; choose another name or delete it")
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _text_of(job: Any) -> Any:

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from speq.bits import SplitTensor, decode, draft_values, to_float32
-from speq.models.config import ModelConfig, model_config
+from speq.models.config import ModelConfig
 from speq.models.decoder import EMBEDDING, FINAL_NORM, HEAD
 from speq.models.rope import RotaryFrequencies
+from speq.models.tensors import fit
 
 Tensor: TypeAlias = Any
 """A torch tensor; torch comes without the types that strict checks ask for."""
@@ -47,7 +48,9 @@ class Layer:
     output_bias: Tensor | None
     inner_norm: Tensor
     gate_up: Tensor
+    gate_up_bias: Tensor | None
     down: Tensor
+    down_bias: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,11 @@ class Target:
             config: the parsed ``config.json``.
             weights: split matrices and float32 vectors by their Hugging Face names.
             device: a torch device. Weights are BF16 on a GPU and float32 on the CPU.
+
+        Raises:
+            SpeqError: the weights are not those that the config calls for.
         """
-        self.config = model_config(config)
+        self.config = fit(config, {name: weight.shape for name, weight in weights.items()})
         self.device = torch.device(device)
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self._weights = weights
@@ -148,6 +154,7 @@ class Target:
     def _read(self, tokens: Tensor, taps: Sequence[int], offset: int) -> Reading:
         length = tokens.shape[1]
         angles = self._rotary.angles(torch.arange(length, device=self.device))
+        masks = {window: self._reading_masks(length, offset, window) for window in set(self.config.windows)}
         streams: dict[Level, Tensor] = dict.fromkeys(LEVELS, F.embedding(tokens, self.embedding))
         tapped: dict[Level, list[Tensor]] = {level: [] for level in LEVELS}
         for index in range(self.config.layers):
@@ -155,7 +162,7 @@ class Target:
                 tapped[level] += [streams[level]] * list(taps).count(index)
             layers: dict[Level, Layer] = {level: self._layers[level][index] for level in LEVELS}
             qkv = {level: self._project(layers[level], streams[level], angles) for level in LEVELS}
-            causal, rounds = self._reading_masks(length, offset, self.config.windows[index])
+            causal, rounds = masks[self.config.windows[index]]
             q, k, v = qkv["exact"]
             attended: dict[Level, Tensor] = {"exact": self._attend(q, k, v, causal)}
             both = [torch.cat([qkv["exact"][part], qkv["draft"][part]], 2) for part in (1, 2)]
@@ -234,8 +241,9 @@ class Target:
     def _finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
         """The residual stream after the rest of a layer; ``attended`` is ``[rows, heads, length, head_dim]``."""
         x = x + F.linear(attended.transpose(1, 2).flatten(2), layer.output, layer.output_bias)
-        gate, up = F.linear(rms_norm(x, layer.inner_norm, self.config.norm_eps), layer.gate_up).chunk(2, -1)
-        return x + F.linear(F.silu(gate) * up, layer.down)
+        both = F.linear(rms_norm(x, layer.inner_norm, self.config.norm_eps), layer.gate_up, layer.gate_up_bias)
+        gate, up = both.chunk(2, -1)
+        return x + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
 
     def _reading_masks(self, length: int, offset: int, window: int | None) -> tuple[Tensor | None, Tensor]:
         """What each position sees: of the exact level's keys (None: everything before), and of both levels' keys side
@@ -255,18 +263,24 @@ class Target:
         def stacked(names: Sequence[str]) -> Tensor:
             return torch.cat([self._matrix(name, level) for name in names])
 
-        biases = [self._vector(f"{attention}{part}_proj.bias") for part in "qkv"] if config.qkv_bias else None
+        def biases(names: Sequence[str]) -> Tensor:
+            return torch.cat([self._vector(name) for name in names])
+
         return Layer(
             input_norm=self._vector(prefix + "input_layernorm.weight"),
             qkv=stacked([f"{attention}{part}_proj.weight" for part in "qkv"]),
-            qkv_bias=None if biases is None else torch.cat(biases),
+            qkv_bias=biases([f"{attention}{part}_proj.bias" for part in "qkv"]) if config.qkv_bias else None,
             q_norm=self._vector(attention + "q_norm.weight") if config.qk_norm else None,
             k_norm=self._vector(attention + "k_norm.weight") if config.qk_norm else None,
             output=self._matrix(attention + "o_proj.weight", level),
             output_bias=self._vector(attention + "o_proj.bias") if config.output_bias else None,
             inner_norm=self._vector(prefix + "post_attention_layernorm.weight"),
             gate_up=stacked([prefix + "mlp.gate_proj.weight", prefix + "mlp.up_proj.weight"]),
+            gate_up_bias=biases([f"{prefix}mlp.{part}_proj.bias" for part in ("gate", "up")])
+            if config.mlp_bias
+            else None,
             down=self._matrix(prefix + "mlp.down_proj.weight", level),
+            down_bias=self._vector(prefix + "mlp.down_proj.bias") if config.mlp_bias else None,
         )
 
     def _vector(self, name: str) -> Tensor:

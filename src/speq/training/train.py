@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from speq.checkpoint.converted import Converted, load_converted
-from speq.checkpoint.storage import Progress
+from speq.checkpoint.storage import Progress, replacing
 from speq.errors import SpeqError
 from speq.models.config import model_config
 from speq.models.tokenizer import Tokenizer
@@ -397,8 +397,8 @@ class _Training:
         if self._pool is None or self._pool[0] != number:
             self._pool = None  # the memory of the last one is needed
             size, training = self._batches * self._batch, self._corpus.training
-            rows = [_shuffled(training, self._task.options.seed, i) for i in range(number * size, (number + 1) * size)]
-            self._pool = number, self._make_pool(np.array(rows), number)
+            rows = _shuffled(training, self._task.options.seed, number * size, size)
+            self._pool = number, self._make_pool(rows, number)
         return self._pool[1]
 
     def _make_pool(self, rows: NDArray[np.intp], number: int) -> Pool:
@@ -424,10 +424,8 @@ class _Training:
             "optimizer": self._optimizer.state_dict(),
             "state": vars(self._state),
         }
-        partial = self._working / f"{CHECKPOINT}.partial"
-        with partial.open("wb") as file:
+        with replacing(self._working / CHECKPOINT, self._working / f"{CHECKPOINT}.partial") as file:
             torch.save(content, file)
-        partial.replace(self._working / CHECKPOINT)
         self._saved = time.monotonic()
 
     def _load(self) -> None:
@@ -442,10 +440,12 @@ class _Training:
         self._state = _State(**content["state"])
 
 
-def _shuffled(rows: NDArray[np.intp], seed: int, index: int) -> int:
-    """Number ``index`` of the endless sequence that goes through ``rows`` in one random order after another."""
-    epoch, place = divmod(index, len(rows))
-    return int(rows[np.random.default_rng([seed, 0, epoch]).permutation(len(rows))[place]])
+def _shuffled(rows: NDArray[np.intp], seed: int, first: int, count: int) -> NDArray[np.intp]:
+    """``count`` numbers, from ``first`` on, of an endless sequence: ``rows`` in one random order after another."""
+    begin, place = divmod(first, len(rows))
+    end = -(-(first + count) // len(rows))
+    orders = [np.random.default_rng([seed, 0, epoch]).permutation(len(rows)) for epoch in range(begin, end)]
+    return rows[np.concatenate(orders)[place : place + count]]
 
 
 def _cosine(done: float) -> float:

@@ -134,11 +134,6 @@ class Counts:
         """Share of chains whose first 1, 2, ... proposals are all right."""
         return [right / max(of, 1) for right, of in zip(self.right, self.of, strict=True)]
 
-    @property
-    def tokens_per_pass(self) -> float:
-        """Tokens gained in a draft pass that checks a whole chain: the accepted proposals and one more."""
-        return 1 + sum(self.acceptance)
-
 
 def count_right(head: Head, features: Tensor, truth: Truth, known_ids: Tensor, steps: int) -> Counts:
     """How many chains are right, against the draft level's choices.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from speq.errors import SpeqError
 from speq.training.conversation import ANSWER, Turns
-from speq.training.target import Cache, Level, Target, Tensor
+from speq.training.target import Cache, Target, Tensor
 
 USER_TEMPERATURE = 1.0
 ANSWER_TEMPERATURES = (0.0, 0.0, 0.7, 1.0)
@@ -58,7 +58,6 @@ def write(
     length: int,
     seed: int,
     *,
-    level: Level = "exact",
     cache: Cache | None = None,
     report: Callable[[int], None] | None = None,
 ) -> Written:
@@ -72,7 +71,6 @@ def write(
         starts: one for each row, with at least one token; longer ones are cut.
         length: tokens of a row.
         seed: of the draws.
-        level: which of the model's levels writes.
         cache: takes the keys and values of all tokens but the last, if the caller wants them.
         report: called with the position that is done.
 
@@ -82,7 +80,7 @@ def write(
     torch.manual_seed(seed)
     with torch.no_grad():
         kept = Cache(target.config, len(starts), length, target.embedding) if cache is None else cache
-        writer = _Writer(target, turns, starts, length, level, kept)
+        writer = _Writer(target, turns, starts, length, kept)
         advance = _recorded(writer) if target.device.type == "cuda" else writer.advance
         for position in range(length - 1):
             advance(min(-(-(position + 1) // _SPAN) * _SPAN, length))
@@ -96,13 +94,11 @@ def write(
 class _Writer:
     """The state of all rows, in tensors that passes change in place."""
 
-    def __init__(
-        self, target: Target, turns: Turns, starts: Sequence[Start], length: int, level: Level, cache: Cache
-    ) -> None:
+    def __init__(self, target: Target, turns: Turns, starts: Sequence[Start], length: int, cache: Cache) -> None:
         def tensor(values: object) -> Tensor:
             return torch.tensor(values, device=target.device)
 
-        self._target, self._level = target, level
+        self._target = target
         rows = len(starts)
         self.tokens = torch.full((rows, length), -1, dtype=torch.long, device=target.device)
         for row, start in enumerate(starts):
@@ -130,9 +126,9 @@ class _Writer:
         at = self._position
         rows = len(self.tokens)
         read = self.tokens.index_select(1, at[None])[:, 0]
-        final, _ = self._target.step(self._level, read, at.expand(rows), self._cache, span)
+        final, _ = self._target.step("exact", read, at.expand(rows), self._cache, span)
         self.finite.logical_and_(torch.isfinite(final).all())
-        drawn = self._draw(F.linear(final, self._target.head(self._level)))
+        drawn = self._draw(F.linear(final, self._target.head("exact")))
         given = self.tokens.index_select(1, at[None] + 1)[:, 0]
         is_given = given >= 0
 

@@ -136,10 +136,14 @@ def _expect(run: Run, simulator: Simulator, workload: Workload, model: Acceptanc
     tokens = workload.new_tokens - 1
     beginning = [1.0] + [0.0] * tokens  # rounds that begin after so many tokens
     drafts = [0.0] * tokens  # draft passes at that context
+    outcomes: dict[int, list[tuple[Round, float]]] = {}  # by the longest draft, on which alone they depend
     for done in range(tokens):
-        context, verified = workload.prompt_tokens + done, [0.0] * (model.longest(tokens - done) + 1)
+        longest = model.longest(tokens - done)
+        context, verified = workload.prompt_tokens + done, [0.0] * (longest + 1)
         if beginning[done]:
-            for one, probability in model.outcomes(tokens - done):
+            if longest not in outcomes:
+                outcomes[longest] = model.outcomes(tokens - done)
+            for one, probability in outcomes[longest]:
                 share = beginning[done] * probability
                 beginning[done + one.accepted + 1] += share
                 verified[one.drafted] += share

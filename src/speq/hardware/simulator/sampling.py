@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from speq.hardware.simulator.acceptance import Acceptance
 from speq.hardware.simulator.compare import Comparison
 from speq.hardware.simulator.cost import Cost
-from speq.hardware.simulator.experiment import Changes, Pair, accelerator_with, workload_of
+from speq.hardware.simulator.experiment import DRAFT_KEYS, Changes, Pair, accelerator_with, workload_of
 from speq.hardware.simulator.load import load
 from speq.hardware.simulator.passes import Kind, PassSpec, Simulator
 from speq.hardware.simulator.run import Workload, simulate
@@ -26,7 +26,6 @@ from speq.hardware.simulator.shapes import Shape, Task
 GENERATIONS = 16_384
 _BATCHES = 32
 _SEED = 20251018
-WORKLOAD = ("acceptance", "draft_length", "early_stop")
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def settings_of(comparison: Comparison) -> list[Changes]:
                 values[name] |= set(knob.values)
     grid = [(rate, length, own["early_stop"]) for rate in values["acceptance"] for length in values["draft_length"]]
     grid += [(own["acceptance"], own["draft_length"], stop) for stop in values["early_stop"]]
-    return [dict(zip(map("workload.{}".format, WORKLOAD), one, strict=True)) for one in sorted(set(grid))]
+    return [dict(zip(map("workload.{}".format, DRAFT_KEYS), one, strict=True)) for one in sorted(set(grid))]
 
 
 def describe(found: list[Check]) -> list[dict[str, Any]]:
