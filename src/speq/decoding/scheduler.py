@@ -78,8 +78,11 @@ class Scheduler:
         return Sequence(request, self._engine.kv, self._engine.limits.context)
 
     def add(self, sequence: Sequence) -> None:
-        """Take a sequence on. It begins when fewer sequences run than there is room for in the cache."""
-        self._waiting.append(sequence)
+        """Take a sequence on. It begins when fewer sequences run than there is room for in the cache; one that was
+        removed before stays where it is.
+        """
+        if not sequence.ended:
+            self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """End a sequence, wherever it is, and give its pages back; once more does no harm."""
