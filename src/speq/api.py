@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, SuccessorDrafter
 from speq.decoding.policy import LONGEST_DRAFT, Policy
-from speq.decoding.scheduler import Engine, Scheduler
+from speq.decoding.scheduler import Scheduler
 from speq.decoding.sequence import Progress, Request
 from speq.decoding.sequence import Sequence as Running
 from speq.decoding.stats import Statistics
@@ -25,6 +25,7 @@ from speq.decoding.trace import Step, Trace
 from speq.errors import SpeqError
 from speq.heap import return_freed_memory
 from speq.result import Result
+from speq.runtime.batch import Engine
 from speq.runtime.sampling import Sampling
 from speq.runtime.single import SingleSequence
 from speq.turns import Turns
@@ -349,16 +350,17 @@ def load(
     """
     from speq.checkpoint.converted import load_converted
     from speq.locate import converted_model
+    from speq.models.tensors import fit
     from speq.models.tokenizer import Tokenizer, end_ids
     from speq.processors import checked_threads
     from speq.runtime.engine import Engine as ModelEngine
 
     threads = checked_threads(threads)
     path = converted_model(str(name), progress=progress, threads=threads)
-    converted = load_converted(path, threads=threads)
+    converted = load_converted(path, threads=threads, check=fit)
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context, sequences=sequences)
-    tokenizer = Tokenizer(path) if converted.tokenizer else None
-    ends = tokenizer.eos_ids if tokenizer else end_ids(path)
+    tokenizer = Tokenizer(path, name=str(name)) if converted.tokenizer else None
+    ends = tokenizer.eos_ids if tokenizer else end_ids(path, str(name))
     return_freed_memory()
     return Model(
         engine,

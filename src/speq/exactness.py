@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from speq.api import Model
 from speq.checkpoint.converted import Converted
-from speq.decoding.scheduler import Engine
 from speq.kernels.native import available_isas
 from speq.kernels.step import PAGE, path
-from speq.runtime.batch import Batch, Level, Limits, Output, Span
+from speq.runtime.batch import Batch, Engine, Level, Limits, Output, Span
 from speq.runtime.engine import Engine as ModelEngine
 from speq.runtime.kv import KVHandle, KVPool
 from speq.runtime.sampling import Sampling
