@@ -57,9 +57,8 @@ format: $(VENV)/.check
 	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
 
 bench: $(VENV)/.speq
-	$(RUN) benchmarks/kernels.py $(MODEL)
-	$(RUN) benchmarks/passes.py $(MODEL)
-	$(RUN) benchmarks/decode.py $(MODEL)
+	$(VENV)/bin/speq bench kernels $(MODEL)
+	$(VENV)/bin/speq bench decode $(MODEL) --prompts benchmarks/prompts --count 7
 	$(RUN) benchmarks/agreement.py $(MODEL)
 	$(RUN) benchmarks/exactness.py $(MODEL)
 
