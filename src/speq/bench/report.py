@@ -1,8 +1,8 @@
 """A report: what was measured, on which machine, with which versions. Shown as tables, kept as JSON.
 
 The JSON object has ``schema`` (this file's version number), ``kind`` (the name of the command), ``date``, ``machine``,
-``versions`` (of Python and packages, and speq's ``commit``), ``model``, ``settings``, ``notes``, and ``results``: for each
-table a list of rows with the plain numbers, in seconds, bytes and ratios. :mod:`speq.bench.results` keeps the same
+``versions`` (of Python and packages, and speq's ``commit``), ``model``, ``settings``, ``notes``, and ``results``: for
+each table a list of rows with the plain numbers, in seconds, bytes and ratios. :mod:`speq.bench.results` keeps the same
 figures as CSV.
 """
 

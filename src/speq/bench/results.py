@@ -1,10 +1,10 @@
 """Figures that are kept: one CSV schema for everything that is measured, with one writer and one reader.
 
-A row is one figure: when it was taken, by which commit of speq, on which machine and model, what was measured, of which
-kind and over how many tokens, and the value in its unit. ``what`` is ``TABLE.FIELD``, as in ``passes.seconds``; ``kind``
-names the row of the table (``draft``, or ``q, k, v / draft`` where several names tell rows apart), and may be empty, as
-``tokens`` may. :data:`SHAPES` says for each table which of its fields are names, which one counts tokens, and the units
-of the others. So a table goes into figures and comes back as rows.
+A row is one figure: when it was taken, by which commit of speq, on which machine and model, what was measured, of
+which kind and over how many tokens, and the value in its unit. ``what`` is ``TABLE.FIELD``, as in ``passes.seconds``;
+``kind`` names the row of the table (``draft``, or ``q, k, v / draft`` where several names tell rows apart), and may be
+empty, as ``tokens`` may. :data:`SHAPES` says for each table which of its fields are names, which one counts tokens, and
+the units of the others. So a table goes into figures and comes back as rows.
 """
 
 from __future__ import annotations
