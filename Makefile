@@ -64,8 +64,7 @@ bench: $(VENV)/.speq
 	$(RUN) benchmarks/exactness.py $(MODEL)
 
 recording: $(VENV)/.test
-	$(RUN) benchmarks/record.py docs/recording.svg $(VENV)/bin/speq generate smollm2-135m-instruct \
-		-p "Why is the sky blue?" -n 120
+	env -u MAKELEVEL -u MAKEFLAGS $(RUN) benchmarks/record.py docs/recording.svg make demo
 
 # Python itself is not instrumented: the sanitizer's library goes in first, and what Python never frees is no leak of ours.
 sanitize: $(SANITIZED)/.speq

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-COLUMNS, LINES = 96, 40
+COLUMNS, LINES = 96, 60
 WIDEST = 200_000  # bytes of the picture
 
 
