@@ -17,7 +17,7 @@ TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-hardware check format bench sanitize clean
+.PHONY: help setup demo test test-slow test-hardware check format bench recording sanitize clean
 
 help:
 	@echo "make demo       fetch a small model, let it draft for itself, and compare with plain decoding"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-hardware  all tests of the accelerator, fast and slow: RTL, Verilog in Verilator, proofs, synthesis"
 	@echo "make sanitize   the native tests under the address and undefined-behaviour sanitizers"
 	@echo "make bench      the measurements behind the claims; MODEL=... chooses the model"
+	@echo "make recording  draw the terminal session of README.md anew"
 	@echo "make clean      remove what these targets made here (models stay in the cache)"
 
 setup: $(VENV)/.speq
@@ -57,11 +58,13 @@ format: $(VENV)/.check
 	$(VENV)/bin/clang-format -i $(CXX_SOURCES)
 
 bench: $(VENV)/.speq
-	$(RUN) benchmarks/kernels.py $(MODEL)
-	$(RUN) benchmarks/passes.py $(MODEL)
-	$(RUN) benchmarks/decode.py $(MODEL)
+	$(VENV)/bin/speq bench kernels $(MODEL)
+	$(VENV)/bin/speq bench decode $(MODEL) --prompts benchmarks/prompts --count 7
 	$(RUN) benchmarks/agreement.py $(MODEL)
 	$(RUN) benchmarks/exactness.py $(MODEL)
+
+recording: $(VENV)/.test
+	env -u MAKELEVEL -u MAKEFLAGS $(RUN) benchmarks/record.py docs/recording.svg make demo
 
 # Python itself is not instrumented: the sanitizer's library goes in first, and what Python never frees is no leak of ours.
 sanitize: $(SANITIZED)/.speq

@@ -19,7 +19,6 @@ weights, encoded again in memory where need be:
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -30,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.bench.prompts import read_prompts
+from speq.bench.results import origin_here, table_figures, write_csv
 from speq.bits import Spec, decode, encode, feedback_of
 from speq.bits.spec import Dtype, Format
 from speq.calibration import Calibration
@@ -189,18 +189,23 @@ def main(
     for table, length in cases:
         rate, n = float(np.mean(hits[table, length])), len(hits[table, length])
         error, overlap = (rate * (1 - rate) / n) ** 0.5, float(np.mean(overlaps[table, length]))
-        rows.append([path.name, table, group_size, length, n, f"{rate:.4f}", f"{error:.4f}", f"{overlap:.4f}"])
+        rows.append(
+            {
+                "table": table,
+                "group_size": group_size,
+                "round": length,
+                "tokens": n,
+                "agreement": rate,
+                "standard_error": error,
+                "overlap": overlap,
+            }
+        )
         click.echo(
             f"{table:8s} g={group_size}, rounds of {length:2d}: "
             f"agreement {rate:.4f} +- {error:.4f}, overlap {overlap:.4f}, {n} tokens"
         )
     if csv_path:
-        with csv_path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(
-                ["model", "table", "group_size", "round", "tokens", "agreement", "standard_error", "overlap"]
-            )
-            writer.writerows(rows)
+        write_csv(table_figures(origin_here(path.name), "agreement", rows), csv_path)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,18 @@ sampled with a seed. One differing token id fails the run.
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import count, product
 from pathlib import Path
 
 import click
 
 import speq
-from speq.bench.machine import this_machine
 from speq.bench.prompts import Prompt, read_prompts
+from speq.bench.results import Figure, origin_here, table_figures, write_csv
 from speq.kernels.native import available_isas
 from speq.processors import default_threads
 
@@ -111,7 +110,8 @@ def main(
     csv_path: Path | None,
 ) -> None:
     best, cores = available_isas()[0], default_threads()
-    rows = []
+    kept: list[Figure] = []
+    differing = 0
     for name in models:
         references = continue_plainly(load(name, best, cores), tokens, new_tokens)
         for isa, threads in product(isas or (best,), counts or (cores,)):
@@ -121,13 +121,12 @@ def main(
                 f"{name} on {isa} with {threads} threads: {tally.differing} differing of {tally.tokens} token ids, "
                 f"{tally.prompts} prompts, {tally.drafted} drafted, {rate:.3f} accepted"
             )
-            rows.append([Path(name).name, isa, threads, *astuple(tally), this_machine().processor])
+            differing += tally.differing
+            origin = origin_here(Path(name).name, threads, isa)
+            kept += table_figures(origin, "exactness", [{"draft": "self", **asdict(tally)}])
     if csv_path:
-        with csv_path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["model", "isa", "threads", *(field.name for field in fields(Tally)), "machine"])
-            writer.writerows(rows)
-    if any(row[5] for row in rows):
+        write_csv(kept, csv_path)
+    if differing:
         sys.exit(1)
 
 

@@ -8,13 +8,14 @@ tokens, and the head proposes a chain from each of the first places. Nothing her
 
 from __future__ import annotations
 
-import csv
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 
 from speq.bench.prompts import read_prompts
+from speq.bench.results import Figure, origin_here, table_figures, write_csv
 from speq.checkpoint.converted import load_converted
 from speq.locate import converted_model
 from speq.models.tokenizer import Tokenizer
@@ -46,14 +47,33 @@ def main(model: str, head: Path, count: int, tokens: int, device: str, csv_path:
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     target = Target(converted.config, {**converted.raw, **converted.split}, chosen)
     bound, known = bind_head(stored, target)
-    rows = []
+    origin = origin_here(path.name)
+    if chosen == "cuda":
+        origin = replace(origin, machine=torch.cuda.get_device_name())
+    kept: list[Figure] = []
     for name in FILES:
         ids = [question_ids(tokenizer, prompt.text) for prompt in read_prompts(PROMPTS / f"{name}.jsonl", count)]
         result = measure(target, bound, known, turns, [prompt for prompt in ids if len(prompt) <= LONGEST], tokens)
-        shares = [*result.draft, *result.exact, *result.by_rows.values()]
-        rows.append(
-            [path.name, name, result.prompts, result.chains, f"{result.agreement:.4f}", *(f"{x:.4f}" for x in shares)]
+        kept += table_figures(
+            origin,
+            "heads",
+            [
+                {
+                    "prompts_file": name,
+                    "prompts": result.prompts,
+                    "chains": result.chains,
+                    "agreement": result.agreement,
+                }
+            ],
         )
+        chains = [
+            {"prompts_file": name, "level": level, "place": place, "right": share}
+            for level, shares in (("draft", result.draft), ("exact", result.exact))
+            for place, share in enumerate(shares, 1)
+        ]
+        kept += table_figures(origin, "head_chains", chains)
+        passes = [{"prompts_file": name, "rows": rows, "gained": gained} for rows, gained in result.by_rows.items()]
+        kept += table_figures(origin, "head_passes", passes)
         click.echo(
             f"{name:16s} {result.prompts} prompts, {result.chains} chains, draft agrees {result.agreement:.3f}\n"
             f"    by the draft level {', '.join(f'{x:.3f}' for x in result.draft)}\n"
@@ -61,12 +81,7 @@ def main(model: str, head: Path, count: int, tokens: int, device: str, csv_path:
             f"    tokens per draft pass {', '.join(f'{x:.2f} with {n} rows' for n, x in result.by_rows.items())}"
         )
     if csv_path:
-        with csv_path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            header = ["model", "prompts_file", "prompts", "chains", "agreement"]
-            header += [f"{level}_{i}" for level in ("draft", "exact") for i in range(1, len(result.draft) + 1)]
-            writer.writerow([*header, *(f"tokens_per_pass_{rows_}" for rows_ in result.by_rows)])
-            writer.writerows(rows)
+        write_csv(kept, csv_path)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from speq.runtime.batch import Batch
+    from speq.runtime.kv import KVHandle
 
 
 def pytest_configure() -> None:
@@ -78,6 +79,9 @@ class MockEngine:
 
     def clock(self) -> float:
         return self.now
+
+    def check(self, kv: KVHandle, tokens: Sequence[int]) -> None:
+        assert kv.length + len(tokens) <= self.limits.context
 
     def run(self, batch: Batch) -> MockOutput:
         draft = batch.level == "draft"

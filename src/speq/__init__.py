@@ -14,15 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from speq.api import Model, Stream, load
+    from speq.decoding.drafters import Ask, Context, Drafter, Proposing
     from speq.decoding.stats import Statistics
     from speq.decoding.stream import Piece
+    from speq.decoding.verify import Proposal
     from speq.errors import SpeqError
     from speq.result import Result
     from speq.runtime.sampling import Sampling
 
 _HOMES = {
+    "Ask": "speq.decoding.drafters",
+    "Context": "speq.decoding.drafters",
+    "Drafter": "speq.decoding.drafters",
     "Model": "speq.api",
     "Piece": "speq.decoding.stream",
+    "Proposal": "speq.decoding.verify",
+    "Proposing": "speq.decoding.drafters",
     "Result": "speq.result",
     "Sampling": "speq.runtime.sampling",
     "SpeqError": "speq.errors",
@@ -31,7 +38,21 @@ _HOMES = {
     "load": "speq.api",
 }
 
-__all__ = ["Model", "Piece", "Result", "Sampling", "SpeqError", "Statistics", "Stream", "load"]
+__all__ = [
+    "Ask",
+    "Context",
+    "Drafter",
+    "Model",
+    "Piece",
+    "Proposal",
+    "Proposing",
+    "Result",
+    "Sampling",
+    "SpeqError",
+    "Statistics",
+    "Stream",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

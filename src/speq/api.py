@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from speq.decoding.checked import CheckedDrafter
 from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, SuccessorDrafter
 from speq.decoding.policy import LONGEST_DRAFT, Policy
 from speq.decoding.scheduler import Scheduler
@@ -38,6 +39,9 @@ Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 DRAFTS = ("auto", "self", "cascade", "none")
 
+Draft: TypeAlias = Literal["auto", "self", "cascade", "none"] | Callable[[], Drafter]
+"""What drafts: one of speq's own, or what makes a drafter for each text, such as a class of drafters."""
+
 Setting: TypeAlias = tuple[str, int | None]
 """The draft and its length, as the caller chose them."""
 
@@ -48,7 +52,7 @@ SEQUENCES = 16
 class Feed(Iterator[list[int]]):
     """The tokens that the passes of a model bring one request; whoever waits for some runs passes until they come."""
 
-    def __init__(self, model: Model, request: Request, setting: Setting) -> None:
+    def __init__(self, model: Model, request: Request, setting: Setting | None) -> None:
         self.request, self.setting = request, setting
         self.sequence: Running | None = None
         self._model = model
@@ -175,7 +179,7 @@ class Model:
         self.ends, self.notes = ends, list(notes)
         self._turns = Turns(f"the model {name}".rstrip())
         self.engine = SingleSequence(engine, self._turns)
-        self._scheduler = Scheduler(engine)
+        self._engine, self._scheduler = engine, Scheduler(engine)
         self._kv = engine.kv
         self._dropped: deque[Feed] = deque()  # those that nobody waits for any more
         self._policies: dict[Setting, Policy] = {}  # of earlier generations, with what they measured
@@ -206,7 +210,7 @@ class Model:
         *,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
-        draft: Literal["auto", "self", "cascade", "none"] = "auto",
+        draft: Draft = "auto",
         draft_length: int | None = None,
         stop: str | Sequence[str] = (),
         raw: bool = False,
@@ -221,7 +225,8 @@ class Model:
             max_new_tokens: ``None`` goes on until the model ends its text or the context is full.
             sampling: greedy if ``None``.
             draft: ``self`` drafts in every round, ``auto`` only while it pays, ``none`` never; ``cascade`` lets what
-                stood in the text before propose to the draft.
+                stood in the text before propose to the draft. A callable without arguments makes a drafter of your own
+                (:class:`speq.Drafter`) for this text, which drafts in every round.
             draft_length: tokens to draft each round, 1 .. 16; ``None`` decides by confidence and cost.
             stop: a string, or several, before which the text ends; special tokens, which have no text, may be written
                 in them by name.
@@ -243,10 +248,11 @@ class Model:
         before = prompt_ids if raw and not _is_chat(prompt) else []
         seeded = (sampling or Sampling()).seeded()
         trace = Trace() if record else None
+        name = draft if isinstance(draft, str) else _name(draft)
         request = Request(
             prompt_ids,
             seeded,
-            _drafter(draft),
+            self._drafter(draft),
             self._policy(draft, draft_length),
             max_new_tokens,
             frozenset() if ignore_ends else self.ends,
@@ -255,7 +261,7 @@ class Model:
             trace.on_prefill if trace else None,
             trace.on_round if trace else None,
         )
-        feed = Feed(self, request, (draft, draft_length))
+        feed = Feed(self, request, (draft, draft_length) if isinstance(draft, str) else None)
         pieces = stream_pieces(
             feed,
             stats=request.stats,
@@ -263,7 +269,7 @@ class Model:
             detokenizer=self.tokenizer.stream(before) if self.tokenizer else None,
             stop=StopStrings(stop),
         )
-        return Stream(self, feed, pieces, draft, trace)
+        return Stream(self, feed, pieces, name, trace)
 
     def generate(self, prompt: Prompt, **options: Any) -> Result:
         """Generate to the end; the options are those of :meth:`stream`."""
@@ -302,8 +308,25 @@ class Model:
         self._policies.clear()
         self._kv.forget()
 
-    def _policy(self, draft: str, length: int | None) -> Policy:
-        """That of an earlier generation with the same setting, which knows what passes cost, unless it is in use."""
+    def _drafter(self, draft: Draft) -> Drafter:
+        if draft == "none":
+            return NoDrafter()
+        if draft == "cascade":
+            return Cascade(SuccessorDrafter())
+        if isinstance(draft, str):
+            return SelfDrafter()
+        made, engine = draft(), self._engine
+        name = _name(draft)
+        if not callable(getattr(made, "propose", None)):
+            raise SpeqError(f"the draft {name} makes no drafter: give a callable whose result has propose(context)")
+        return CheckedDrafter(made, name, vocab_size=engine.vocab_size, levels=engine.levels, limits=engine.limits)
+
+    def _policy(self, draft: Draft, length: int | None) -> Policy:
+        """That of an earlier generation with the same setting, which knows what passes cost, unless it is in use; a new
+        one for callers' own drafters, of which nobody knows whether they are the same.
+        """
+        if not isinstance(draft, str):
+            return Policy(length)
         return self._policies.pop((draft, length), None) or Policy(length, may_pause=draft == "auto")
 
     def _begin(self, feed: Feed) -> None:
@@ -322,7 +345,8 @@ class Model:
             feed = self._dropped[0]
             if feed.sequence is not None:
                 self._scheduler.remove(feed.sequence)
-            self._policies[feed.setting] = feed.request.policy
+            if feed.setting:
+                self._policies[feed.setting] = feed.request.policy
             self._dropped.popleft()
 
 
@@ -373,21 +397,19 @@ def load(
     )
 
 
-def _drafter(draft: str) -> Drafter:
-    if draft == "none":
-        return NoDrafter()
-    return Cascade(SuccessorDrafter()) if draft == "cascade" else SelfDrafter()
+def _name(draft: Callable[[], Drafter]) -> str:
+    return getattr(draft, "__name__", type(draft).__name__)
 
 
 def _is_chat(prompt: Prompt) -> bool:
     return not isinstance(prompt, str) and any(isinstance(item, Mapping) for item in prompt)
 
 
-def _check_options(max_new_tokens: int | None, draft: str, draft_length: int | None, stop: Sequence[str]) -> None:
+def _check_options(max_new_tokens: int | None, draft: Draft, draft_length: int | None, stop: Sequence[str]) -> None:
     if max_new_tokens is not None and max_new_tokens < 1:
         raise SpeqError(f"{max_new_tokens} new tokens is out of range: use at least 1")
-    if draft not in DRAFTS:
-        raise SpeqError(f"there is no draft {draft!r}: choose one of {', '.join(DRAFTS)}")
+    if not callable(draft) and draft not in DRAFTS:
+        raise SpeqError(f"there is no draft {draft!r}: choose one of {', '.join(DRAFTS)}, or give a callable")
     if draft_length is not None and not 1 <= draft_length <= LONGEST_DRAFT:
         raise SpeqError(f"draft length {draft_length} is out of range: use 1 to {LONGEST_DRAFT}, or auto")
     if not all(stop):

@@ -8,7 +8,6 @@ import json
 import pytest
 from rich.console import Console
 
-from speq.bench.csv_report import read_csv, write_csv
 from speq.bench.report import Column, Report, Table, check_writable, read_json, write_json
 from speq.errors import SpeqError
 
@@ -56,27 +55,3 @@ def test_bad_files_are_refused(tmp_path):
     for name, said in (("none.json", "cannot read"), ("text.json", "not JSON"), ("other.json", "no report")):
         with pytest.raises(SpeqError, match=said):
             read_json(tmp_path / name)
-
-
-def test_a_table_as_csv_comes_back(report, tmp_path):
-    content = report.to_dict()
-    content["results"]["things"] = [{"name": "a", "n": 3, "x": 0.1, "none": None, "same": True}]
-    write_csv(content, "things", tmp_path / "things.csv")
-    back = read_csv(tmp_path / "things.csv")
-    assert back["results"] == {"things": content["results"]["things"]}
-    assert (back["date"], back["model"]) == (content["date"], {"name": "tiny"})
-    assert back["machine"] == content["machine"]
-    with pytest.raises(SpeqError, match="nothing was measured"):
-        write_csv(content, "others", tmp_path / "others.csv")
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    whole = (tmp_path / "things.csv").read_text()
-    (tmp_path / "cut.csv").write_text(whole[: whole.rindex(",")])
-    (tmp_path / "long.csv").write_text(whole.rstrip() + ",1\n")
-    for name, said in (
-        ("none.csv", "cannot read"),
-        ("other.csv", "no report as CSV"),
-        ("cut.csv", "row 1 has not as many fields"),
-        ("long.csv", "row 1 has not as many fields"),
-    ):
-        with pytest.raises(SpeqError, match=said):
-            read_csv(tmp_path / name)

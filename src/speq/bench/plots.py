@@ -1,11 +1,12 @@
-"""Plots of the reports: each kind of report has its own, written as PNG and SVG."""
+"""Plots of figures that were kept: each table that is worth one has its own, written as PNG and SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from speq.bench.results import Figure, rows_of
 from speq.checkpoint.storage import make_dir, writing_to
 from speq.errors import SpeqError
 
@@ -13,11 +14,13 @@ _MARKERS = {"plain": "o", "draft": "s", "verify": "^"}
 _SIZE = (7.0, 4.5)  # inches
 
 
-def draw(report: dict[str, Any], directory: Path, stem: str) -> list[Path]:
-    """Draw all plots of a report into ``directory`` and return the files, named ``STEM-PLOT.png`` and ``.svg``.
+def draw(found: Sequence[Figure], directory: Path, stem: str) -> list[Path]:
+    """Draw all plots of some figures into ``directory``; returns the files, named ``STEM-PLOT.png`` and ``.svg``.
+
+    Figures of several runs, by date, commit, machine and model, get a plot for each, numbered from the second on.
 
     Raises:
-        SpeqError: matplotlib is missing, the report has nothing to plot, the directory is not writable.
+        SpeqError: matplotlib is missing, there is nothing to plot, the directory is not writable.
     """
     try:
         import matplotlib
@@ -27,34 +30,39 @@ def draw(report: dict[str, Any], directory: Path, stem: str) -> list[Path]:
     made: list[Path] = []
     make_dir(directory)
     with writing_to(directory):
-        for name, figure in _figures(report):
+        for name, figure in _plots(found):
             for kind in ("png", "svg"):
                 path = directory / f"{stem}-{name}.{kind}"
                 figure.savefig(path, dpi=150, bbox_inches="tight")
                 made.append(path)
     if not made:
-        raise SpeqError(f"a report of kind {report.get('kind')!r} has nothing to plot")
+        raise SpeqError(f"{stem} has nothing to plot: give figures of kernels, passes or engines")
     return made
 
 
-def _figures(report: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    plots: dict[str, tuple[str, Callable[[Any, list[dict[str, Any]]], None]]] = {
-        "kernels": ("roofline", _roofline),
-        "passes": ("cost", _cost),
-        "engines": ("engines", _engines),
-    }
-    from matplotlib.figure import Figure
+def _plots(found: Sequence[Figure]) -> Iterator[tuple[str, Any]]:
+    from matplotlib.figure import Figure as Drawing
 
-    for table, (name, plot) in plots.items():
-        rows = report["results"].get(table)
-        if rows:
-            figure = Figure(figsize=_SIZE)
-            axes = figure.add_subplot()
+    plots: dict[str, tuple[str, set[str], Callable[[Any, list[dict[str, Any]]], None]]] = {
+        "kernels": ("roofline", {"bandwidth", "peak", "operations", "bytes", "gflops"}, _roofline),
+        "passes": ("cost", {"plain_ratio"}, _cost),
+        "engines": ("engines", {"rate", "low", "high"}, _engines),
+    }
+    for table, (name, needed, plot) in plots.items():
+        runs: dict[tuple[str, ...], list[Figure]] = {}
+        for each in found:
+            if each.table == table:
+                runs.setdefault((each.model, each.machine, each.date, each.commit), []).append(each)
+        for number, ((model, *about), run) in enumerate(runs.items(), 1):
+            rows = rows_of(run, table)
+            if lacking := sorted({key for row in rows for key in needed - set(row)}):
+                raise SpeqError(f"the plot {name} needs {', '.join(lacking)} of every row: measure again")
+            drawing = Drawing(figsize=_SIZE)
+            axes = drawing.add_subplot()
             plot(axes, rows)
-            machine, model = report["machine"], report["model"]
-            axes.set_title(model["name"], loc="left")
-            figure.text(0.01, -0.03, f"{machine['processor']}, {machine['threads']} threads, {report['date']}", size=7)
-            yield name, figure
+            axes.set_title(model, loc="left")
+            drawing.text(0.01, -0.03, ", ".join(about), size=7)
+            yield name if number == 1 else f"{name}-{number}", drawing
 
 
 def _roofline(axes: Any, rows: list[dict[str, Any]]) -> None:
@@ -79,8 +87,11 @@ def _cost(axes: Any, rows: list[dict[str, Any]]) -> None:
     """What a pass costs by the number of its tokens, in plain passes."""
     exact = [row for row in rows if row["kind"] != "draft"]
     axes.plot([row["tokens"] for row in exact], [row["plain_ratio"] for row in exact], "o-", label="exact pass")
-    for row in rows:
-        if row["kind"] == "draft":
+    draft = [row for row in rows if row["kind"] == "draft"]
+    if len(draft) > 1:
+        axes.plot([row["tokens"] for row in draft], [row["plain_ratio"] for row in draft], "s-", label="draft pass")
+    for row in draft:
+        if row["tokens"] == 1:
             axes.axhline(row["plain_ratio"], linestyle="--", color="C1", label="draft pass, one token")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens in the pass")

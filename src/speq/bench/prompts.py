@@ -37,6 +37,27 @@ def builtin_prompts(count: int | None = None) -> list[Prompt]:
     return [Prompt(f"builtin/{name}", name, text) for name, text in _BUILTIN[:count]]
 
 
+def to_measure(path: Path | None, count: int | None) -> list[Prompt]:
+    """The prompts of a measurement, and before them one that only warms up.
+
+    Args:
+        path: a file of prompts, or a directory with such files, of which each gives some; None for those that need no
+            file.
+        count: how many, of each file; None for all. One more of each is taken, of which the first of all warms up.
+
+    Raises:
+        SpeqError: a file is missing, holds no prompts, or has too few; or only one prompt is left, which warms up.
+    """
+    wanted = count and count + 1
+    if path is None:
+        return builtin_prompts(wanted)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    prompts = [prompt for file in files for prompt in read_prompts(file, wanted)]
+    if len(prompts) < 2:
+        raise SpeqError(f"{path} has {len(prompts)} prompts: give at least two, of which the first warms up")
+    return prompts
+
+
 def read_prompts(path: Path, count: int | None = None) -> list[Prompt]:
     """``count`` prompts spread evenly over the file, or all of them.
 

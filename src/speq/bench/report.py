@@ -1,8 +1,9 @@
 """A report: what was measured, on which machine, with which versions. Shown as tables, kept as JSON.
 
-The JSON object has ``schema`` (this file's version number), ``kind`` (``kernels``, ``decode`` or ``peers``), ``date``,
-``machine``, ``versions``, ``model``, ``settings``, ``notes``, and ``results``: for each table a list of rows with the
-plain numbers, in seconds, bytes and ratios.
+The JSON object has ``schema`` (this file's version number), ``kind`` (the name of the command), ``date``, ``machine``,
+``versions`` (of Python and packages, and speq's ``commit``), ``model``, ``settings``, ``notes``, and ``results``: for
+each table a list of rows with the plain numbers, in seconds, bytes and ratios. :mod:`speq.bench.results` keeps the same
+figures as CSV.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from speq.bench.results import commit
 from speq.checkpoint.converted import Converted
 from speq.checkpoint.storage import writing_to
 from speq.errors import SpeqError
@@ -162,8 +164,8 @@ def describe_model(name: str, converted: Converted) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that figures depend on, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    """Python, the commit of speq, and the packages that figures depend on, as far as they are installed."""
+    found = {"python": platform.python_version(), "commit": commit()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

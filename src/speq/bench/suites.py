@@ -1,4 +1,4 @@
-"""`speq bench kernels` and `decode`: the single measurements put together into reports."""
+"""`speq bench kernels`, `passes` and `decode`: the single measurements put together into reports."""
 
 from __future__ import annotations
 
@@ -56,6 +56,15 @@ def kernels_report(
     return report
 
 
+def passes_report(name: str, path: Path, *, threads: int | None, rounds: int = 25, say: Say) -> Report:
+    """Plain, draft and verify passes of the converted model at ``path``."""
+    about = describe_model(name, load_converted(path, verify=False))
+    report = Report("passes", about, describe_machine(threads), {"rounds": rounds})
+    say("passes")
+    report.tables = [pass_table(measure_passes(load(path, threads=threads).engine.engine, rounds=rounds))]
+    return report
+
+
 def decode_report(
     name: str,
     path: Path,
@@ -64,6 +73,7 @@ def decode_report(
     threads: int | None,
     new_tokens: int,
     draft: Any = "auto",
+    draft_length: int | None = None,
     rounds: int = 25,
     say: Say,
 ) -> Report:
@@ -73,7 +83,13 @@ def decode_report(
     converted = load_converted(path, verify=False)
     weights = _weights(converted)
     config = fit(converted.config, {name: weight.shape for name, weight in weights.items()})
-    settings = {"prompts": len(prompts) - 1, "new_tokens": new_tokens, "draft": draft, "rounds": rounds}
+    settings = {
+        "prompts": len(prompts) - 1,
+        "new_tokens": new_tokens,
+        "draft": draft,
+        "draft_length": draft_length,
+        "rounds": rounds,
+    }
     report = Report("decode", describe_model(name, converted), describe_machine(threads), settings)
     model = load(path, threads=threads)
     say("passes")
@@ -86,6 +102,7 @@ def decode_report(
         per_token,
         new_tokens=new_tokens,
         draft=draft,
+        draft_length=draft_length,
         report=lambda row: say(f"{row.prompt}: {row.plain_rate:.1f} -> {row.speculative_rate:.1f} tokens/s"),
     )
     say("prefill")

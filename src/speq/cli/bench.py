@@ -13,7 +13,6 @@ from speq.cli.options import threads_option
 from speq.cli.terminal import ProgressBars, note
 
 if TYPE_CHECKING:
-    from speq.bench.prompts import Prompt
     from speq.bench.report import Report
 
 
@@ -26,14 +25,17 @@ _model = click.argument("model")
 _json = click.option(
     "--json", "json_path", metavar="FILE", type=click.Path(path_type=Path), help="Write all numbers to FILE."
 )
+_csv = click.option(
+    "--csv", "csv_path", metavar="FILE", type=click.Path(path_type=Path), help="Keep the figures in FILE, one a line."
+)
 _prompts = click.option(
     "--prompts",
-    "prompt_file",
-    metavar="FILE",
+    "prompt_path",
+    metavar="FILE|DIR",
     type=click.Path(path_type=Path),
-    help="JSON lines with id, category and turns.  [default: a few that come with speq]",
+    help="JSON lines with id, category and turns, or a directory of them.  [default: a few that come with speq]",
 )
-_count = click.option("--count", metavar="N", type=click.IntRange(1), help="Prompts, spread evenly over the file.")
+_count = click.option("--count", metavar="N", type=click.IntRange(1), help="Prompts, spread evenly over each file.")
 _rounds = click.option(
     "--rounds",
     metavar="N",
@@ -49,13 +51,27 @@ _rounds = click.option(
 @_rounds
 @threads_option
 @_json
-def kernels(model: str, rounds: int, threads: int | None, json_path: Path | None) -> None:
+@_csv
+def kernels(model: str, rounds: int, threads: int | None, **files: Path | None) -> None:
     """Every operator: time, GB/s against the bandwidth of this machine, and the ratio to plain FP16."""
-    from speq.bench.report import check_writable
     from speq.bench.suites import kernels_report
 
-    check_writable(json_path)
-    _finish(kernels_report(model, _resolve(model), threads=threads, rounds=rounds, say=_say), json_path)
+    _check_writable(**files)
+    _finish(kernels_report(model, _resolve(model), threads=threads, rounds=rounds, say=_say), **files)
+
+
+@bench.command(short_help="Time whole passes by their tokens.")
+@_model
+@_rounds
+@threads_option
+@_json
+@_csv
+def passes(model: str, rounds: int, threads: int | None, **files: Path | None) -> None:
+    """Plain, draft and verify passes: what checking several tokens at once costs beside one."""
+    from speq.bench.suites import passes_report
+
+    _check_writable(**files)
+    _finish(passes_report(model, _resolve(model), threads=threads, rounds=rounds, say=_say), **files)
 
 
 @bench.command(short_help="Time passes, prompts, prefill and memory.")
@@ -64,23 +80,28 @@ def kernels(model: str, rounds: int, threads: int | None, json_path: Path | None
 @_count
 @click.option("--new-tokens", metavar="N", type=click.IntRange(2), default=128, show_default=True, help="Per answer.")
 @click.option("--draft", type=click.Choice(["auto", "self"]), default="auto", show_default=True)
+@click.option(
+    "--draft-length", metavar="K", type=click.IntRange(1, 16), help="Tokens to draft each round.  [default: auto]"
+)
 @_rounds
 @threads_option
 @_json
+@_csv
 def decode(
     model: str,
-    prompt_file: Path | None,
+    prompt_path: Path | None,
     count: int | None,
     json_path: Path | None,
+    csv_path: Path | None,
     **options: Any,
 ) -> None:
     """Plain, draft and verify passes, prompts end to end, prefill, overhead, long contexts, memory."""
-    from speq.bench.report import check_writable
+    from speq.bench.prompts import to_measure
     from speq.bench.suites import decode_report
 
-    check_writable(json_path)
-    prompts = _read(prompt_file, count)
-    _finish(decode_report(model, _resolve(model), prompts, say=_say, **options), json_path)
+    _check_writable(json_path, csv_path)
+    prompts = to_measure(prompt_path, count)
+    _finish(decode_report(model, _resolve(model), prompts, say=_say, **options), json_path, csv_path)
 
 
 @bench.command(short_help="Compare with other engines.")
@@ -104,39 +125,47 @@ def decode(
 )
 @threads_option
 @_json
-def peers(model: str, prompt_file: Path | None, count: int | None, json_path: Path | None, **options: Any) -> None:
+@_csv
+def peers(
+    model: str,
+    prompt_path: Path | None,
+    count: int | None,
+    json_path: Path | None,
+    csv_path: Path | None,
+    **options: Any,
+) -> None:
     """The same model and prompts in other engines, as far as they are installed."""
     from speq.bench.peers.suite import peers_report
-    from speq.bench.report import check_writable
+    from speq.bench.prompts import to_measure
 
-    check_writable(json_path)
-    prompts = _read(prompt_file, count)
+    _check_writable(json_path, csv_path)
+    prompts = to_measure(prompt_path, count)
     path = _resolve(model)
     with ProgressBars() as progress:
         report = peers_report(model, path, prompts, progress=progress, say=_say, **options)
-    _finish(report, json_path)
+    _finish(report, json_path, csv_path)
 
 
 @bench.command(short_help="Draw what was measured.")
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Where the plots go.")
 def plot(reports: tuple[Path, ...], out: Path) -> None:
-    """Draw plots (PNG and SVG) of REPORTS: JSON of speq bench, CSV of benchmarks/kernels.py, passes.py or peers.py."""
-    from speq.bench.csv_report import read_csv
+    """Draw plots (PNG and SVG) of REPORTS, which the other commands wrote with --csv or --json."""
     from speq.bench.plots import draw
     from speq.bench.report import read_json
+    from speq.bench.results import figures, read_csv
 
     for path in reports:
-        report = read_csv(path) if path.suffix == ".csv" else read_json(path)
-        for made in draw(report, out, path.stem):
+        found = read_csv(path) if path.suffix == ".csv" else figures(read_json(path))
+        for made in draw(found, out, path.stem):
             click.echo(made)
 
 
-def _read(path: Path | None, count: int | None) -> list[Prompt]:
-    """The prompts to measure, and before them one that only warms up."""
-    from speq.bench.prompts import builtin_prompts, read_prompts
+def _check_writable(json_path: Path | None, csv_path: Path | None) -> None:
+    from speq.bench.report import check_writable
 
-    return read_prompts(path, count and count + 1) if path else builtin_prompts(count and count + 1)
+    check_writable(json_path)
+    check_writable(csv_path)
 
 
 def _resolve(model: str) -> Path:
@@ -150,13 +179,16 @@ def _say(text: str) -> None:
     note(text)
 
 
-def _finish(report: Report, json_path: Path | None) -> None:
+def _finish(report: Report, json_path: Path | None, csv_path: Path | None) -> None:
     """Show a report, and write it where asked."""
     from rich.console import Console
 
     from speq.bench.report import write_json
+    from speq.bench.results import figures, write_csv
 
     width = None if sys.stdout.isatty() else 160
     report.show(Console(highlight=False, width=width))
     if json_path:
         write_json(report, json_path)
+    if csv_path:
+        write_csv(figures(report.to_dict()), csv_path)

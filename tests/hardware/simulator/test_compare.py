@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from speq.bench.results import read_csv, rows_of
 from speq.errors import SpeqError
 from speq.hardware.simulator.compare import Comparison, find_traces
 from speq.hardware.simulator.experiment import run_once, workload_of
@@ -71,9 +71,9 @@ def test_ratios_that_are_not_fitted_stay_what_they_are(name):
 
 
 def test_plain_has_the_measured_acceptance_of_the_arrays_codes_and_the_published_stands_beside_it(plain):
-    with (ROOT / "benchmarks" / "results" / "agreement-undithered.csv").open(newline="") as file:
-        (measured,) = (row for row in csv.DictReader(file) if row["table"] == "e3m0")
-    assert plain.scenario.drafts.rate == pytest.approx(float(measured["agreement"]), abs=5e-4)
+    kept = read_csv(ROOT / "benchmarks" / "results" / "agreement-undithered.csv")
+    (measured,) = (row for row in rows_of(kept, "agreement") if row["table"] == "e3m0")
+    assert plain.scenario.drafts.rate == pytest.approx(measured["agreement"], abs=5e-4)
     draft = load_accelerator(plain.scenario.subject).passes.draft
     assert (draft.format, draft.linear.group_size) == ("e3m0", int(measured["group_size"]))
     published = load_scenario("published-acceptance")
