@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, SuccessorDrafter
+from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter
+from speq.decoding.ngram import NgramDrafter
 from speq.decoding.policy import LONGEST_DRAFT, Policy
 from speq.decoding.scheduler import Engine, Scheduler
 from speq.decoding.sequence import Progress, Request
@@ -21,6 +22,7 @@ from speq.decoding.sequence import Sequence as Running
 from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
 from speq.decoding.stream import Piece, stream_pieces
+from speq.decoding.successors import SuccessorTable
 from speq.decoding.trace import Step, Trace
 from speq.errors import SpeqError
 from speq.heap import return_freed_memory
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text for the chat template, token ids, or chat messages (mappings with ``role`` and ``content``)."""
 
-DRAFTS = ("auto", "self", "cascade", "none")
+DRAFTS = ("auto", "self", "ngram", "cascade", "none")
 
 Setting: TypeAlias = tuple[str, int | None]
 """The draft and its length, as the caller chose them."""
@@ -205,7 +207,7 @@ class Model:
         *,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
-        draft: Literal["auto", "self", "cascade", "none"] = "auto",
+        draft: Literal["auto", "self", "ngram", "cascade", "none"] = "auto",
         draft_length: int | None = None,
         stop: str | Sequence[str] = (),
         raw: bool = False,
@@ -219,8 +221,8 @@ class Model:
             prompt: text, token ids or chat messages.
             max_new_tokens: ``None`` goes on until the model ends its text or the context is full.
             sampling: greedy if ``None``.
-            draft: ``self`` drafts in every round, ``auto`` only while it pays, ``none`` never; ``cascade`` lets what
-                stood in the text before propose to the draft.
+            draft: ``self`` drafts in every round, ``auto`` only while it pays, ``none`` never; ``ngram`` proposes what
+                stood in the text before or is known to follow, without a draft; ``cascade`` lets the draft check that.
             draft_length: tokens to draft each round, 1 .. 16; ``None`` decides by confidence and cost.
             stop: a string, or several, before which the text ends; special tokens, which have no text, may be written
                 in them by name.
@@ -245,7 +247,7 @@ class Model:
         request = Request(
             prompt_ids,
             seeded,
-            _drafter(draft),
+            self._drafter(draft),
             self._policy(draft, draft_length),
             max_new_tokens,
             frozenset() if ignore_ends else self.ends,
@@ -300,6 +302,15 @@ class Model:
         self._sweep()
         self._policies.clear()
         self._kv.forget()
+
+    def _drafter(self, draft: str) -> Drafter:
+        if draft == "none":
+            return NoDrafter()
+        if draft == "cascade":
+            return Cascade(NgramDrafter(SuccessorTable()))
+        if draft == "ngram":
+            return NgramDrafter(SuccessorTable(), self._scheduler.quick_rows - 1)
+        return SelfDrafter()
 
     def _policy(self, draft: str, length: int | None) -> Policy:
         """That of an earlier generation with the same setting, which knows what passes cost, unless it is in use."""
@@ -369,12 +380,6 @@ def load(
         ends=ends,
         notes=converted.notes,
     )
-
-
-def _drafter(draft: str) -> Drafter:
-    if draft == "none":
-        return NoDrafter()
-    return Cascade(SuccessorDrafter()) if draft == "cascade" else SelfDrafter()
 
 
 def _is_chat(prompt: Prompt) -> bool:

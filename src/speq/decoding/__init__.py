@@ -1,12 +1,14 @@
 """From logits to tokens: drafters, verification, the policy, sequences and the scheduler that runs their passes."""
 
-from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, SuccessorDrafter
+from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter
 from speq.decoding.generate import generate_tokens
+from speq.decoding.ngram import NgramDrafter
 from speq.decoding.policy import Policy
 from speq.decoding.scheduler import Chunk, Engine, Scheduler
 from speq.decoding.sequence import Pass, Request, Round, Sequence
 from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
+from speq.decoding.successors import SuccessorTable
 from speq.decoding.verify import Proposal, Verification, verify
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "Chunk",
     "Drafter",
     "Engine",
+    "NgramDrafter",
     "NoDrafter",
     "Pass",
     "Policy",
@@ -25,7 +28,7 @@ __all__ = [
     "Sequence",
     "Statistics",
     "StopStrings",
-    "SuccessorDrafter",
+    "SuccessorTable",
     "Verification",
     "generate_tokens",
     "verify",
