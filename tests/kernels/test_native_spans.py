@@ -168,9 +168,7 @@ def test_draws_are_those_of_the_logits(model):
     assert step.drawn() == [tuple(choice) for choice in expected]
 
 
-@pytest.mark.parametrize(
-    ("backend", "isa"), [*((NativeStep, isa) for isa in ISAS), (ReferenceStep, None)], ids=str
-)
+@pytest.mark.parametrize(("backend", "isa"), [*((NativeStep, isa) for isa in ISAS), (ReferenceStep, None)], ids=str)
 def test_a_pass_tells_the_most_probable_tokens(model, backend, isa):
     """As many as each row asks for, as NumPy finds them in the logits."""
     from speq.runtime.sampling import Sampling, choose

@@ -8,15 +8,17 @@ from typing import Any, Literal, TypeVar, cast
 
 import click
 
-from speq.errors import SpeqError
 from speq.processors import MAX_THREADS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+_DRAFTS = ("auto", "self", "ngram", "cascade", "none")
+
+
 def _draft(context: click.Context, option: click.Parameter, value: str) -> str:
-    if value not in DRAFTS:
-        raise click.BadParameter(f"{value!r} is not one of {', '.join(DRAFTS)}", context, option)
+    if value not in _DRAFTS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(_DRAFTS)}", context, option)
     return value
 
 
@@ -36,8 +38,8 @@ _DECODING = (
         callback=_draft,
         default="auto",
         show_default=True,
-        help="Draft with the model's own 4-bit codes while that pays (auto) or always (self), propose what stood in the text "
-        "before (ngram), let the codes check such proposals (cascade), or do not draft (none).",
+        help="Draft with the model's own 4-bit codes while that pays (auto) or always (self), propose what stood in the "
+        "text before (ngram), let the codes check such proposals (cascade), or do not draft (none).",
     ),
     click.option(
         "--draft-length",

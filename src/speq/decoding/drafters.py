@@ -93,7 +93,9 @@ class Drafter(ABC):
     def propose(self, context: Context) -> Proposing:
         """Propose up to ``context.limit`` tokens that follow."""
 
-    def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
+    def learn(  # noqa: B027, a drafter need not listen
+        self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn
+    ) -> None:
         """Hear what a pass over ``context.last`` and the proposal has drawn, and what stays of the proposal."""
 
 
@@ -112,7 +114,7 @@ class SelfDrafter(Drafter):
         proposal = Proposal()
         token = context.last
         while len(proposal.tokens) < context.limit:
-            ((token, confidence),) = yield Ask([token], "draft", confidences=True)
+            ((token, confidence, _),) = yield Ask([token], "draft", confidences=True)
             proposal.tokens.append(token)
             proposal.confidences.append(confidence)
             at_end = token in context.ends

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import dataclass, replace
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from speq import _native
@@ -68,7 +68,7 @@ class Sampling:
         return replace(self, seed=secrets.randbits(32))
 
     def draw(self, position: int, likely: int = 0) -> Draw:
-        """The draw of the token for ``position``, telling of so many likely ones; the seed must be set unless greedy."""
+        """The draw of the token for ``position``, which tells of so many likely ones; a seed unless greedy."""
         return Draw(self.temperature, self.top_k, self.top_p, self.min_p, self.seed or 0, position, likely)
 
     def noise(self, tokens: Sequence[int], position: int) -> list[float]:
