@@ -58,9 +58,9 @@ class Count:
     right: Counter[tuple[str, int]] = field(default_factory=Counter)
 
 
-def replay(text: list[int], prompt: int, drawn: list[Choice], drafter: NgramDrafter, sampling: Sampling, nodes: int) -> Iterator[
-    tuple[Proposal, Verification, list[str]]
-]:
+def replay(
+    text: list[int], prompt: int, drawn: list[Choice], drafter: NgramDrafter, sampling: Sampling, nodes: int
+) -> Iterator[tuple[Proposal, Verification, list[str]]]:
     """The draft passes over a text, in rounds."""
     at = prompt + 1  # tokens that are known when the pass begins
     while at < len(text):
@@ -68,7 +68,13 @@ def replay(text: list[int], prompt: int, drawn: list[Choice], drafter: NgramDraf
         while at < end:
             limit = nodes if end - at > 1 else 0
             context = Context(
-                text[:certain], limit, nodes + 1, lambda _: True, lambda _: None, sampling=sampling, tentative=text[certain:at]
+                text[:certain],
+                limit,
+                nodes + 1,
+                lambda _: True,
+                lambda _: None,
+                sampling=sampling,
+                tentative=text[certain:at],
             )
             try:
                 next(drafter.propose(context))
@@ -106,7 +112,13 @@ def record(model: speq.Model, prompt: list[int], new_tokens: int, sampling: Samp
 @click.option("--temperature", default=0.0)
 @click.option("--record", "kept", type=click.Path(path_type=Path), help="Keep the texts here, and read them from here.")
 def main(
-    name: str, count: int, new_tokens: int, all_rows: tuple[int, ...], chain: bool, temperature: float, kept: Path | None
+    name: str,
+    count: int,
+    new_tokens: int,
+    all_rows: tuple[int, ...],
+    chain: bool,
+    temperature: float,
+    kept: Path | None,
 ) -> None:
     sampling = Sampling(temperature, seed=7 if temperature else None)
     texts = read_record(kept) if kept and kept.exists() else {}
@@ -128,7 +140,9 @@ Texts = dict[str, list[tuple[int, list[int], list[Choice]]]]
 
 def read_record(path: Path) -> Texts:
     stored = json.loads(path.read_text())
-    return {file: [(p, text, [Choice(*each) for each in drawn]) for p, text, drawn in all_] for file, all_ in stored.items()}
+    return {
+        file: [(p, text, [Choice(*each) for each in drawn]) for p, text, drawn in all_] for file, all_ in stored.items()
+    }
 
 
 def report(texts: Texts, rows: int, sampling: Sampling, *, tree: bool) -> None:
@@ -146,8 +160,10 @@ def report(texts: Texts, rows: int, sampling: Sampling, *, tree: bool) -> None:
     click.echo(f"{rows} rows: {whole.tokens / whole.passes:.3f} tokens a pass; {', '.join(parts)}")
     for key in sorted(whole.tried):
         source, depth = key
-        click.echo(f"    {source:6} depth {depth}: {whole.right[key]:5} of {whole.tried[key]:5} right "
-                   f"({whole.right[key] / whole.tried[key]:.3f})")
+        click.echo(
+            f"    {source:6} depth {depth}: {whole.right[key]:5} of {whole.tried[key]:5} right "
+            f"({whole.right[key] / whole.tried[key]:.3f})"
+        )
 
 
 def add(count: Count, proposal: Proposal, done: Verification, sources: list[str]) -> None:

@@ -383,7 +383,7 @@ def test_a_pass_that_does_not_fit(wrong: dict[str, Any]) -> None:
     step = new_step()
     step.embed(step.add_matrix(_native.Matrix.make(*fields(WEIGHTS["embed"]).values())), step.add_buffer(64))
     step.bind()
-    run_step(step, wanted=integers(0), draws=[(0.0, 0, 1.0, 0.0, 0, 0)])
+    run_step(step, wanted=integers(0), draws=[(0.0, 0, 1.0, 0.0, 0, 0, 0)])
     with pytest.raises(ValueError, match=r"\w"):
         run_step(step, **wrong)
 

@@ -38,8 +38,8 @@ _DECODING = (
         callback=_draft,
         default="auto",
         show_default=True,
-        help="Draft with the model's own 4-bit codes while that pays (auto) or always (self), propose what stood in the "
-        "text before (ngram), let the codes check such proposals (cascade), or do not draft (none).",
+        help="Draft with the model's own 4-bit codes while that pays (auto) or always (self), propose what stood in "
+        "the text before (ngram), let the codes check such proposals (cascade), or do not draft (none).",
     ),
     click.option(
         "--draft-length",
