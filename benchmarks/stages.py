@@ -73,6 +73,7 @@ def replay(
                 nodes + 1,
                 lambda _: True,
                 lambda _: None,
+                lambda _: None,
                 sampling=sampling,
                 tentative=text[certain:at],
             )

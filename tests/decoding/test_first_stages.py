@@ -91,7 +91,17 @@ def test_a_table_is_bounded_and_forgets_what_was_not_renewed():
 
 
 def grow(drafter, tokens, limit=15, tentative=(), sampling=SAMPLINGS[0], ends=()):
-    context = Context(tokens, limit, 99, lambda _: True, lambda _: None, frozenset(ends), sampling, tentative=tentative)
+    context = Context(
+        tokens,
+        limit,
+        99,
+        lambda _: True,
+        lambda _: None,
+        lambda _: None,
+        frozenset(ends),
+        sampling,
+        tentative=tentative,
+    )
     with pytest.raises(StopIteration) as stop:
         next(drafter.propose(context))
     return stop.value.value, context
@@ -202,6 +212,16 @@ def test_a_cascade_that_keeps_the_wrong_branch_is_noticed(mock_engine, monkeypat
     monkeypatch.setattr(KVPool, "keep", lambda self, kv, start, path: keep(self, kv, start, range(len(path))))
     drafter = NgramDrafter(SuccessorTable(), 8)
     assert generate(mock_engine(**options), drafter, SAMPLINGS[0], 8, new=200) != plain
+
+
+def test_a_cascade_begins_where_its_first_stage_has_drafted(mock_engine):
+    """What a first stage that runs passes itself leaves in the cache is cut away: a perfect draft stays perfect."""
+    from speq.decoding import SelfDrafter, Statistics
+
+    engine, stats = mock_engine(noise=0.0), Statistics()
+    request = Request([1, 2], SAMPLINGS[0], Cascade(SelfDrafter(), 3), Policy(8), max_new_tokens=80, stats=stats)
+    assert sum(len(chunk) for chunk in generate_tokens(engine, request, clock=engine.clock)) == 80
+    assert stats.accepted == stats.drafted > 0
 
 
 def test_text_that_repeats_takes_fewer_passes(mock_engine):

@@ -56,6 +56,7 @@ class Context:
         more: called with the confidences so far, tells whether another token is worth drafting.
         keep: of the last ask that fed several tokens, keep only those on a path; what is not kept is forgotten. What a
             drafter leaves in the cache is forgotten when it has proposed.
+        cut: forget what is in the cache after so many tokens of the sequence.
         ends: token ids that end the text; nothing is worth proposing after one.
         sampling: how tokens are drawn.
     """
@@ -65,6 +66,7 @@ class Context:
     slots: int
     more: Callable[[Sequence[float]], bool]
     keep: Callable[[Sequence[int]], None]
+    cut: Callable[[int], None]
     ends: frozenset[int] = frozenset()
     sampling: Sampling = GREEDY
     tentative: Sequence[int] = ()
@@ -148,6 +150,7 @@ class Cascade(Drafter):
                 slots=context.slots - len(proposal.tokens),
             )
             first = yield from self._first.propose(inner)
+            context.cut(inner.position - 1)
             fed = [inner.last, *first.tokens]
             drawn = yield Ask(
                 fed, self._level, first.rows(), range(len(fed)), confidences=True, likely=self._first.likely

@@ -225,7 +225,7 @@ class Sequence:
         self._safe = start
         limit = policy.plan(wanted - request.stats.new_tokens - 1, self.load)
         slots = self._context - start
-        context = Context(self.tokens, limit, slots, policy.more, self._keep, request.ends, request.sampling)
+        context = Context(self.tokens, limit, slots, policy.more, self._keep, self._cut, request.ends, request.sampling)
         proposal = yield from request.drafter.propose(context)
         self._pool.truncate(self.kv, start)
         passes = tuple(self._passes)
@@ -252,6 +252,9 @@ class Sequence:
         if request.on_round:
             request.on_round(happened)
         return done.tokens
+
+    def _cut(self, length: int) -> None:
+        self._pool.truncate(self.kv, length)
 
     def _keep(self, path: Tokens[int]) -> None:
         self._pool.keep(self.kv, self._passes[-1].context, path)
