@@ -2,11 +2,11 @@
 
 The model writes each answer plainly, and every draw tells its most probable tokens. The cascade is then replayed over
 this record for each number of rows: a row on the text draws what the model drew, one beside it nothing. That takes the
-draft level for as good as the exact one, of which it agrees in 95 of 100 tokens. Every prompt begins with an empty
-table and an empty index.
+draft level for as good as the exact one, of which it agrees in 95 of 100 tokens. The
+table lives on from text to text, as a model's does, unless --cold empties it for each.
 
-    python benchmarks/stages.py MODEL [--prompts 9] [--new-tokens 128] [--rows 2 --rows 3] [--chain] [--temperature 0]
-                                [--record FILE]
+    python benchmarks/stages.py MODEL [--prompts 9] [--new-tokens 128] [--rows 2 --rows 3] [--chain] [--cold]
+                                [--round 8] [--temperature 0] [--record FILE]
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from speq.runtime.sampling import Choice, Sampling
 
 PROMPTS = Path(__file__).parent / "prompts"
 FILES = ("gsm8k_train_200", "humaneval", "mt_bench")
-ROUND = 8  # tokens of a draft, after which the text so far is certain
 
 
 class Recording(NoDrafter):
@@ -59,12 +58,18 @@ class Count:
 
 
 def replay(
-    text: list[int], prompt: int, drawn: list[Choice], drafter: NgramDrafter, sampling: Sampling, nodes: int
+    text: list[int],
+    prompt: int,
+    drawn: list[Choice],
+    drafter: NgramDrafter,
+    sampling: Sampling,
+    nodes: int,
+    length: int,
 ) -> Iterator[tuple[Proposal, Verification, list[str]]]:
-    """The draft passes over a text, in rounds."""
+    """The draft passes over a text, in rounds of so many tokens, after which these are certain."""
     at = prompt + 1  # tokens that are known when the pass begins
     while at < len(text):
-        certain, end = at, min(at + ROUND, len(text))
+        certain, end = at, min(at + length, len(text))
         while at < end:
             limit = nodes if end - at > 1 else 0
             context = Context(
@@ -110,6 +115,8 @@ def record(model: speq.Model, prompt: list[int], new_tokens: int, sampling: Samp
 @click.option("--new-tokens", default=128)
 @click.option("--rows", "all_rows", multiple=True, type=int, default=(2, 3, 4, 6))
 @click.option("--chain", is_flag=True, help="Chains instead of trees.")
+@click.option("--cold", is_flag=True, help="An empty table for every text.")
+@click.option("--round", "length", default=8, help="Tokens of a draft.")
 @click.option("--temperature", default=0.0)
 @click.option("--record", "kept", type=click.Path(path_type=Path), help="Keep the texts here, and read them from here.")
 def main(
@@ -118,6 +125,8 @@ def main(
     new_tokens: int,
     all_rows: tuple[int, ...],
     chain: bool,
+    cold: bool,
+    length: int,
     temperature: float,
     kept: Path | None,
 ) -> None:
@@ -133,7 +142,7 @@ def main(
         if kept:
             kept.write_text(json.dumps(texts))
     for rows in all_rows:
-        report(texts, rows, sampling, tree=not chain)
+        report(texts, rows, sampling, length, tree=not chain, cold=cold)
 
 
 Texts = dict[str, list[tuple[int, list[int], list[Choice]]]]
@@ -146,13 +155,14 @@ def read_record(path: Path) -> Texts:
     }
 
 
-def report(texts: Texts, rows: int, sampling: Sampling, *, tree: bool) -> None:
+def report(texts: Texts, rows: int, sampling: Sampling, length: int, *, tree: bool, cold: bool) -> None:
+    table = SuccessorTable()
     whole, parts = Count(), []
     for file, all_ in texts.items():
         own = Count()
         for prompt, text, drawn in all_:
-            drafter = NgramDrafter(SuccessorTable(), rows - 1, tree=tree)
-            for proposal, done, sources in replay(text, prompt, drawn, drafter, sampling, rows - 1):
+            drafter = NgramDrafter(SuccessorTable() if cold else table, rows - 1, tree=tree)
+            for proposal, done, sources in replay(text, prompt, drawn, drafter, sampling, rows - 1, length):
                 for count in (own, whole):
                     add(count, proposal, done, sources)
             own.tokens += len(text) - prompt - 1

@@ -42,6 +42,8 @@ DRAFTS = ("auto", "self", "ngram", "cascade", "none")
 Setting: TypeAlias = tuple[str, int | None]
 """The draft and its length, as the caller chose them."""
 
+_FIRST_STAGE_NODES = 3  # rows beside the first that a draft pass takes at little cost
+
 SEQUENCES = 16
 """Texts that are generated at once; more of them wait."""
 
@@ -178,6 +180,7 @@ class Model:
         self.engine = SingleSequence(engine, self._turns)
         self._scheduler = Scheduler(engine)
         self._kv = engine.kv
+        self._table = SuccessorTable()  # of all texts of this model, in this process
         self._dropped: deque[Feed] = deque()  # those that nobody waits for any more
         self._policies: dict[Setting, Policy] = {}  # of earlier generations, with what they measured
 
@@ -295,21 +298,22 @@ class Model:
             stream._feed.start()
 
     def reset(self) -> None:
-        """Forget earlier texts, so that the next prompt is computed from its first token, and measured costs."""
+        """Forget earlier texts, so that the next prompt is computed from its first token, and all that was learnt."""
         self._turns.take(self._reset)
 
     def _reset(self) -> None:
         self._sweep()
         self._policies.clear()
+        self._table = SuccessorTable()
         self._kv.forget()
 
     def _drafter(self, draft: str) -> Drafter:
         if draft == "none":
             return NoDrafter()
         if draft == "cascade":
-            return Cascade(NgramDrafter(SuccessorTable()))
+            return Cascade(NgramDrafter(self._table), _FIRST_STAGE_NODES)
         if draft == "ngram":
-            return NgramDrafter(SuccessorTable(), self._scheduler.quick_rows - 1)
+            return NgramDrafter(self._table, self._scheduler.quick_rows - 1)
         return SelfDrafter()
 
     def _policy(self, draft: str, length: int | None) -> Policy:

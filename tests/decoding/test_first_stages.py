@@ -81,7 +81,7 @@ def test_a_table_is_bounded_and_forgets_what_was_not_renewed():
     table = SuccessorTable(capacity=4)
     for token in range(3):
         table.learn(None, token, [(token + 1, 0.9)])
-    table.learn(None, 0, [(5, 0.8)])
+    table.learn(None, 0, [(5, 0.95)])
     table.learn(None, 9, [(1, 1.0)])
     table.learn(None, 8, [(1, 1.0)])
     assert len(table) == 4
@@ -222,6 +222,21 @@ def test_a_cascade_begins_where_its_first_stage_has_drafted(mock_engine):
     request = Request([1, 2], SAMPLINGS[0], Cascade(SelfDrafter(), 3), Policy(8), max_new_tokens=80, stats=stats)
     assert sum(len(chunk) for chunk in generate_tokens(engine, request, clock=engine.clock)) == 80
     assert stats.accepted == stats.drafted > 0
+
+
+def test_a_shared_table_knows_what_another_text_has_shown(mock_engine):
+    """The next token depends on the last one alone, but nothing of the first text stands in the second one's."""
+
+    class Markov(mock_engine):
+        def row(self, history, draft=False):
+            return super().row([0] * 6 + [history[-1]], draft)
+
+    table, counts = SuccessorTable(), []
+    for _ in range(2):
+        engine = Markov(noise=0.0, spread=40.0)
+        generate(engine, Cascade(NgramDrafter(table), 3), SAMPLINGS[0], 8, new=12)
+        counts.append(sum(draft for _, draft in engine.passes))
+    assert counts[1] < counts[0]
 
 
 def test_text_that_repeats_takes_fewer_passes(mock_engine):

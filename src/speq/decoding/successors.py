@@ -16,7 +16,7 @@ Weighted: TypeAlias = Sequence[tuple[int, float]]
 
 _CAPACITY = 1 << 15  # contexts, each with a handful of successors
 _KEPT = 6  # successors of a context
-_KEEP = 0.35  # weight of what was known of a context when a new distribution comes
+_KEEP = 0.5  # weight of what was known of a context when a new distribution comes
 
 
 class SuccessorTable:
