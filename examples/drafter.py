@@ -15,7 +15,7 @@ import speq
 PROMPT = "Repeat this three times: one two three four five six seven eight nine ten."
 
 
-class LookUp:
+class LookUp(speq.Drafter):
     """Made once for each text, so that it may remember things about it."""
 
     def propose(self, context: speq.Context) -> speq.Proposing:

@@ -103,7 +103,7 @@ class MockEngine:
                 histories.append([*(histories[parent] if parent >= 0 else kv.tokens), token])
             wanted = [histories[index] for index in span.wanted]
             logits.append([self.row(history, draft) for history in wanted])
-            drawn.append([(row, span.sampling, len(h)) for row, h in zip(logits[-1], wanted, strict=True)])
+            drawn.append([(row, span.sampling, len(h), span.likely) for row, h in zip(logits[-1], wanted, strict=True)])
             self.kv.extend(kv, tokens, exact=not draft)
         return MockOutput(logits, drawn)
 
@@ -121,13 +121,14 @@ class MockEngine:
 class MockOutput:
     """What a batch of the mock engine gave; draws are made when they are looked at, as they may fail."""
 
-    def __init__(self, logits: list[list[NDArray[np.float32]]], draws: list[list[tuple[Any, Any, int]]]) -> None:
+    def __init__(self, logits: list[list[NDArray[np.float32]]], draws: list[list[tuple[Any, Any, int, int]]]) -> None:
         self._logits, self._draws = logits, draws
 
     def drawn(self, span: int) -> list[Any]:
         from speq.runtime.sampling import choose
 
-        return [choose(row, sampling, position) for row, sampling, position in self._draws[span] if sampling]
+        draws = self._draws[span]
+        return [choose(row, sampling, at, likely=likely) for row, sampling, at, likely in draws if sampling]
 
     def logits(self, span: int) -> NDArray[np.float32]:
         return np.array(self._logits[span], np.float32)

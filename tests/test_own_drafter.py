@@ -16,7 +16,7 @@ def model(mock_engine):
 def drafter_of(act):
     """A class of drafters that propose by ``act(context)``, a generator function."""
 
-    class Own:
+    class Own(speq.Drafter):
         def propose(self, context):
             return act(context)
 
@@ -28,7 +28,7 @@ def asking(context):
     tokens, confidences = [], []
     while len(tokens) < min(context.limit, 2):
         last = tokens[-1] if tokens else context.tokens[-1]
-        ((token, confidence),) = yield speq.Ask([last], "draft", confidences=True)
+        ((token, confidence, _),) = yield speq.Ask([last], "draft", confidences=True)
         tokens.append(token)
         confidences.append(confidence)
     return speq.Proposal(tokens, confidences)
@@ -54,7 +54,7 @@ def test_no_drafter_changes_a_token(model, act, sampling):
 def test_every_text_has_a_drafter_of_its_own(model):
     made = []
 
-    class Counting:
+    class Counting(speq.Drafter):
         def __init__(self):
             made.append(self)
 
@@ -99,6 +99,7 @@ def asks(*arguments, **options):
         (asks([1] * 257, "draft"), "asked for a pass over 257 tokens: ask for 1 to"),
         (asks([1], "half"), "asked for the level 'half': ask for draft or exact"),
         (asks([1, 2], "draft", wanted=(1, 0)), "wants draws after [1, 0]: give ascending indices below 2"),
+        (asks([1], "draft", likely=9), "wants the 9 most probable tokens: ask for 0 to 8"),
         (asks([1, 2], "draft", parents=[-1, 1]), "gave the parents [-1, 1] of 2 tokens"),
         (asks([1] * 64, "draft"), "fed more than the context of 1000 tokens: heed context.limit"),
     ],

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from speq.decoding.checked import CheckedDrafter
-from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, SuccessorDrafter
+from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter
+from speq.decoding.ngram import NgramDrafter
 from speq.decoding.policy import LONGEST_DRAFT, Policy
 from speq.decoding.scheduler import Scheduler
 from speq.decoding.sequence import Progress, Request
@@ -22,6 +23,7 @@ from speq.decoding.sequence import Sequence as Running
 from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
 from speq.decoding.stream import Piece, stream_pieces
+from speq.decoding.successors import SuccessorTable
 from speq.decoding.trace import Step, Trace
 from speq.errors import SpeqError
 from speq.heap import return_freed_memory
@@ -37,13 +39,15 @@ if TYPE_CHECKING:
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text for the chat template, token ids, or chat messages (mappings with ``role`` and ``content``)."""
 
-DRAFTS = ("auto", "self", "cascade", "none")
+DRAFTS = ("auto", "self", "ngram", "cascade", "none")
 
-Draft: TypeAlias = Literal["auto", "self", "cascade", "none"] | Callable[[], Drafter]
+Draft: TypeAlias = Literal["auto", "self", "ngram", "cascade", "none"] | Callable[[], Drafter]
 """What drafts: one of speq's own, or what makes a drafter for each text, such as a class of drafters."""
 
 Setting: TypeAlias = tuple[str, int | None]
 """The draft and its length, as the caller chose them."""
+
+_FIRST_STAGE_NODES = 3  # rows beside the first that a draft pass takes at little cost
 
 SEQUENCES = 16
 """Texts that are generated at once; more of them wait."""
@@ -181,6 +185,7 @@ class Model:
         self.engine = SingleSequence(engine, self._turns)
         self._engine, self._scheduler = engine, Scheduler(engine)
         self._kv = engine.kv
+        self._table = SuccessorTable()  # of all texts of this model, in this process
         self._dropped: deque[Feed] = deque()  # those that nobody waits for any more
         self._policies: dict[Setting, Policy] = {}  # of earlier generations, with what they measured
 
@@ -224,9 +229,10 @@ class Model:
             prompt: text, token ids or chat messages.
             max_new_tokens: ``None`` goes on until the model ends its text or the context is full.
             sampling: greedy if ``None``.
-            draft: ``self`` drafts in every round, ``auto`` only while it pays, ``none`` never; ``cascade`` lets what
-                stood in the text before propose to the draft. A callable without arguments makes a drafter of your own
-                (:class:`speq.Drafter`) for this text, which drafts in every round.
+            draft: ``self`` drafts in every round, ``auto`` only while it pays, ``none`` never; ``ngram`` proposes what
+                stood in the text before or is known to follow, without a draft; ``cascade`` lets the draft check that.
+                A callable without arguments makes a drafter of your own (:class:`speq.Drafter`) for this text, which
+                drafts in every round.
             draft_length: tokens to draft each round, 1 .. 16; ``None`` decides by confidence and cost.
             stop: a string, or several, before which the text ends; special tokens, which have no text, may be written
                 in them by name.
@@ -300,25 +306,28 @@ class Model:
             stream._feed.start()
 
     def reset(self) -> None:
-        """Forget earlier texts, so that the next prompt is computed from its first token, and measured costs."""
+        """Forget earlier texts, so that the next prompt is computed from its first token, and all that was learnt."""
         self._turns.take(self._reset)
 
     def _reset(self) -> None:
         self._sweep()
         self._policies.clear()
+        self._table = SuccessorTable()
         self._kv.forget()
 
     def _drafter(self, draft: Draft) -> Drafter:
         if draft == "none":
             return NoDrafter()
         if draft == "cascade":
-            return Cascade(SuccessorDrafter())
+            return Cascade(NgramDrafter(self._table), _FIRST_STAGE_NODES)
+        if draft == "ngram":
+            return NgramDrafter(self._table, self._scheduler.quick_rows - 1)
         if isinstance(draft, str):
             return SelfDrafter()
         made, engine = draft(), self._engine
         name = _name(draft)
-        if not callable(getattr(made, "propose", None)):
-            raise SpeqError(f"the draft {name} makes no drafter: give a callable whose result has propose(context)")
+        if not isinstance(made, Drafter):
+            raise SpeqError(f"the draft {name} makes no drafter: give a callable that makes a speq.Drafter")
         return CheckedDrafter(made, name, vocab_size=engine.vocab_size, levels=engine.levels, limits=engine.limits)
 
     def _policy(self, draft: Draft, length: int | None) -> Policy:

@@ -53,7 +53,6 @@ def test_bad_input_is_one_clear_line(fails, tiny_checkpoint, tmp_path):
         (["generate", tiny_checkpoint, "--ids", "999"], "token id 999 is outside the model's vocabulary"),
         (["generate", tiny_checkpoint, "-p", "a" * 300], "and the model's context 256: shorten the prompt"),
         (["generate", tiny_checkpoint, "-p", "a", "--context", "9999"], "context of 9999 tokens"),
-        (["generate", tiny_checkpoint, "-p", "a", "--draft", "ngram"], "use auto, self or none"),
         (["generate", tiny_checkpoint, "-p", "a", "--temperature", "nan"], "temperature nan is out of range"),
         (["restore", tiny_checkpoint, tiny_checkpoint], "exists"),
     ]:

@@ -46,6 +46,10 @@ def test_no_draft_length_changes_a_token(converted, sampling, isa, monkeypatch):
         assert result.token_ids == plain.token_ids, f"draft length {length}"
         accepted += result.stats.accepted
     assert generate(model, sampling, draft="auto").token_ids == plain.token_ids
+    for draft in ("ngram", "cascade"):
+        for length in (1, 5, 16, None):
+            result = generate(model, sampling, draft=draft, draft_length=length)
+            assert result.token_ids == plain.token_ids, f"{draft}, draft length {length}"
     assert accepted > 100  # otherwise the test would say little
 
 

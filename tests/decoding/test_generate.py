@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from speq.decoding import (
     Cascade,
+    NgramDrafter,
     NoDrafter,
     Policy,
     Request,
     SelfDrafter,
     Statistics,
-    SuccessorDrafter,
+    SuccessorTable,
     generate_tokens,
 )
 from speq.errors import SpeqError
@@ -25,7 +26,11 @@ SAMPLED = Sampling(temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, seed=5)
 PROMPT = [3, 1, 4, 1, 5]
 
 
-DRAFTERS = {"self": SelfDrafter, "cascade": lambda: Cascade(SuccessorDrafter()), "successor": SuccessorDrafter}
+DRAFTERS = {
+    "self": SelfDrafter,
+    "cascade": lambda: Cascade(NgramDrafter(SuccessorTable())),
+    "ngram": lambda: NgramDrafter(SuccessorTable()),
+}
 
 
 def run(
@@ -78,7 +83,7 @@ def test_plain_decoding_is_the_textbook_loop(mock_engine, sampling):
     ("drafter", "length"),
     [
         *(("self", length) for length in [*range(1, 17), None]),
-        *((drafter, length) for drafter in ("cascade", "successor") for length in (1, 2, 3, 8, 16, None)),
+        *((drafter, length) for drafter in ("cascade", "ngram") for length in (1, 2, 3, 8, 16, None)),
     ],
 )
 def test_speculation_changes_no_token(mock_engine, sampling, length, may_pause, drafter):
@@ -90,7 +95,7 @@ def test_speculation_changes_no_token(mock_engine, sampling, length, may_pause, 
         ids, stats = run(engine, sampling=sampling, max_new_tokens=150, **options)
         assert ids == truth
         assert stats.new_tokens == 150
-        if noise == 0 and drafter != "successor":
+        if noise == 0 and drafter != "ngram":
             assert stats.accepted == stats.drafted > 0
 
 

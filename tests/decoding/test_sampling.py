@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from speq.errors import SpeqError
 from speq.runtime.sampling import Sampling, choose
-from speq.runtime.sampling_reference import choose_reference, exp_nonpositive, exponential, filtered_weights, philox
+from speq.runtime.sampling_reference import (
+    choose_reference,
+    exp_nonpositive,
+    exponential,
+    filtered_weights,
+    likely_reference,
+    philox,
+)
 
 
 def random_logits(seed: int, size: int, spread: float = 4.0) -> np.ndarray:
@@ -62,6 +69,48 @@ def test_native_equals_reference(size, spread, temperature, top_k, top_p, min_p,
     assert native.confidence == pytest.approx(reference.confidence, rel=1e-4)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    size=st.integers(1, 700),
+    spread=st.sampled_from([0.0, 0.5, 4.0, 40.0]),
+    sampling=st.sampled_from(
+        [Sampling(), Sampling(1.0, seed=1), Sampling(0.3, 3, seed=1), Sampling(5.0, 0, 0.9, 0.01, 1)]
+    ),
+    count=st.integers(0, 8),
+    seed=st.integers(0, 2**32 - 1),
+    ties=st.booleans(),
+)
+def test_the_most_probable_tokens_are_those_of_the_definition(size, spread, sampling, count, seed, ties):
+    logits = random_logits(seed, size, spread)
+    if ties:
+        logits = np.round(logits)
+    told = choose(logits, sampling, 3, likely=count)
+    expected = likely_reference(logits, sampling, count)
+    assert [token for token, _ in told.likely] == [token for token, _ in expected]
+    np.testing.assert_allclose([p for _, p in told.likely], [p for _, p in expected], rtol=1e-4, atol=1e-25)
+    plain = choose(logits, sampling, 3)
+    assert (told.token, told.confidence) == (plain.token, plain.confidence)
+
+
+def test_probabilities_of_a_real_vocabulary_add_up():
+    logits = random_logits(4, 151_936, 3.0)
+    logits[[77, 150_000]] = logits.max() + 1
+    for sampling in (Sampling(), Sampling(0.7, seed=2), Sampling(0.7, 20, 0.9, 0.02, 2)):
+        likely = choose(logits, sampling, 0, likely=8, with_confidence=False).likely
+        assert [token for token, _ in likely[:2]] == [77, 150_000]
+        expected = likely_reference(logits, sampling, 8)
+        np.testing.assert_allclose([p for _, p in likely], [p for _, p in expected], rtol=1e-4)
+    assert [token for token, _ in choose(np.zeros(9, np.float32), Sampling(), 0, likely=3).likely] == [0, 1, 2]
+
+
+def test_the_noise_of_tokens_decides_the_race():
+    logits, sampling = random_logits(8, 300, 2.0), Sampling(0.9, seed=12)
+    weights = filtered_weights(logits, sampling).astype(np.float64)
+    for position in range(50):
+        ratios = np.array(sampling.noise(range(300), position)) / weights
+        assert int(ratios.argmin()) == choose(logits, sampling, position).token
+
+
 def test_native_equals_reference_on_a_real_vocabulary():
     for position in range(60):
         logits = random_logits(position, 49_152, 3.0)
@@ -106,7 +155,7 @@ def test_greedy_takes_the_first_of_equal_logits():
     logits = np.zeros(1001, np.float32)
     logits[[700, 300]] = 2
     assert choose(logits, Sampling(), 0).token == 300
-    assert choose(logits, Sampling(), 0, with_confidence=False) == (300, 1.0)
+    assert choose(logits, Sampling(), 0, with_confidence=False) == (300, 1.0, [])
 
 
 def test_noise_depends_on_seed_position_and_token():

@@ -8,17 +8,23 @@ from hypothesis import strategies as st
 
 from speq.decoding import (
     Cascade,
+    NgramDrafter,
     NoDrafter,
     Policy,
     Request,
     Scheduler,
     SelfDrafter,
-    SuccessorDrafter,
+    SuccessorTable,
     generate_tokens,
 )
 from speq.runtime.sampling import Sampling
 
-DRAFTERS = [NoDrafter, SelfDrafter, lambda: Cascade(SuccessorDrafter()), SuccessorDrafter]
+DRAFTERS = [
+    NoDrafter,
+    SelfDrafter,
+    lambda: Cascade(NgramDrafter(SuccessorTable())),
+    lambda: NgramDrafter(SuccessorTable()),
+]
 SAMPLINGS = [Sampling(), Sampling(temperature=0.9, top_k=20, seed=5)]
 
 

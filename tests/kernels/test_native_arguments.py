@@ -369,9 +369,9 @@ def run_step(step: Any, **changed: Any) -> None:
         {"wanted": integers(1)},
         {"wanted": integers(-1)},
         {"wanted": integers(0, 0)},
-        {"draws": [(0.0, 0, 1.0, 0.0, 0, 0)]},
-        {"wanted": integers(0), "draws": [(-1.0, 0, 1.0, 0.0, 0, 0)]},
-        {"wanted": integers(0), "draws": [(1.0, 0, 0.0, 0.0, 0, 0)]},
+        {"draws": [(0.0, 0, 1.0, 0.0, 0, 0, 0)]},
+        {"wanted": integers(0), "draws": [(-1.0, 0, 1.0, 0.0, 0, 0, 0)]},
+        {"wanted": integers(0), "draws": [(1.0, 0, 0.0, 0.0, 0, 0, 0)]},
         {"taps": [0]},
         {"taps": [-1]},
         {"first": 2},
@@ -383,7 +383,7 @@ def test_a_pass_that_does_not_fit(wrong: dict[str, Any]) -> None:
     step = new_step()
     step.embed(step.add_matrix(_native.Matrix.make(*fields(WEIGHTS["embed"]).values())), step.add_buffer(64))
     step.bind()
-    run_step(step, wanted=integers(0), draws=[(0.0, 0, 1.0, 0.0, 0, 0)])
+    run_step(step, wanted=integers(0), draws=[(0.0, 0, 1.0, 0.0, 0, 0, 0)])
     with pytest.raises(ValueError, match=r"\w"):
         run_step(step, **wrong)
 
@@ -553,11 +553,14 @@ def test_a_histogram_that_is_too_short() -> None:
         {"min_p": -0.5},
         {"min_p": 2.0},
         {"min_p": float("nan")},
+        {"likely": -1},
+        {"likely": 9},
     ],
     ids=str,
 )
 def test_a_draw_with_senseless_filters(wrong: dict[str, Any]) -> None:
     arguments = {"logits": np.zeros(5, np.float32), "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    arguments["likely"] = 8
     rest = {"seed": 1, "position": 0, "with_confidence": True}
     _native.draw(**arguments, **rest)
     with pytest.raises(ValueError, match=r"\w"):

@@ -63,8 +63,8 @@ def run(step, *args, **options):
 
 
 def run_alone(step, tokens, start, *, isa, draft, parents=None):
-    """Logits of a span without neighbours. Where BF16 dot products draft several rows, a row alone is drafted from bytes
-    instead and has a companion here.
+    """Logits of a span without neighbours. Where BF16 dot products draft several rows, a row alone is drafted from
+    bytes instead and has a companion here.
     """
     if draft and isa == "avx512bf16" and len(tokens) == 1:
         return run(step, np.repeat(tokens, 2), start, draft=True)[:1]
@@ -174,7 +174,26 @@ def test_draws_are_those_of_the_logits(model):
     draws = [Draw(*sampling.draw(row + 1)) for row, sampling in enumerate(chosen)]
     step.run(Rows(rows.tokens, rows.spans, wanted=rows.wanted, draws=draws))
     expected = [choose(logits, chosen[row], row + 1) for row, logits in enumerate(step.logits())]
-    assert step.drawn() == [(choice.token, choice.confidence) for choice in expected]
+    assert step.drawn() == [tuple(choice) for choice in expected]
+
+
+@pytest.mark.parametrize(("backend", "isa"), [*((NativeStep, isa) for isa in ISAS), (ReferenceStep, None)], ids=str)
+def test_a_pass_tells_the_most_probable_tokens(model, backend, isa):
+    """As many as each row asks for, as NumPy finds them in the logits."""
+    from speq.runtime.sampling import Sampling, choose
+    from speq.runtime.sampling_reference import likely_reference
+
+    step = new_step(model, isa=isa) if backend is NativeStep else new_step(model, backend)
+    rows = chain(IDS[:20], logits="all")
+    samplings = [Sampling(), Sampling(1.0, seed=4), Sampling(0.7, 12, 0.9, 0.01, 9)]
+    for level in (False, True):
+        draws = [samplings[row % 3].draw(row + 1, row % 9) for row in range(20)]
+        step.run(Rows(rows.tokens, rows.spans, draft=level, wanted=rows.wanted, draws=draws, confidences=False))
+        for row, (logits, (token, _, likely)) in enumerate(zip(step.logits(), step.drawn(), strict=True)):
+            expected = likely_reference(logits, samplings[row % 3], row % 9)
+            assert [each for each, _ in likely] == [each for each, _ in expected]
+            np.testing.assert_allclose([p for _, p in likely], [p for _, p in expected], rtol=1e-4)
+            assert token == choose(logits, samplings[row % 3], row + 1).token
 
 
 def test_taps_keep_the_residual_stream(model):

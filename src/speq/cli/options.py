@@ -8,18 +8,17 @@ from typing import Any, Literal, TypeVar, cast
 
 import click
 
-from speq.errors import SpeqError
 from speq.processors import MAX_THREADS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+_DRAFTS = ("auto", "self", "ngram", "cascade", "none")
+
+
 def _draft(context: click.Context, option: click.Parameter, value: str) -> str:
-    """``auto``, ``self`` or ``none``; ``ngram`` is a name of the interface that this version does not offer."""
-    if value == "ngram":
-        raise SpeqError("--draft ngram is not available in this version: use auto, self or none")
-    if value not in ("auto", "self", "none"):
-        raise click.BadParameter(f"{value!r} is not one of auto, self, none", context, option)
+    if value not in _DRAFTS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(_DRAFTS)}", context, option)
     return value
 
 
@@ -35,11 +34,12 @@ def _draft_length(context: click.Context, option: click.Parameter, value: str) -
 _DECODING = (
     click.option(
         "--draft",
-        metavar="auto|self|none",
+        metavar="auto|self|ngram|cascade|none",
         callback=_draft,
         default="auto",
         show_default=True,
-        help="Draft with the model's own 4-bit codes while that pays (auto), always (self) or never (none).",
+        help="Draft with the model's own 4-bit codes while that pays (auto) or always (self), propose what stood in "
+        "the text before (ngram), let the codes check such proposals (cascade), or do not draft (none).",
     ),
     click.option(
         "--draft-length",
@@ -83,7 +83,7 @@ _DECODING = (
 class Decoding:
     """The decoding options of a command line."""
 
-    draft: Literal["auto", "self", "none"]
+    draft: Literal["auto", "self", "ngram", "cascade", "none"]
     draft_length: int | None
     temperature: float
     top_k: int

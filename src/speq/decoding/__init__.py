@@ -1,18 +1,21 @@
 """From logits to tokens: drafters, verification, the policy, sequences and the scheduler that runs their passes."""
 
-from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, SuccessorDrafter
+from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter
 from speq.decoding.generate import generate_tokens
+from speq.decoding.ngram import NgramDrafter
 from speq.decoding.policy import Policy
 from speq.decoding.scheduler import Chunk, Scheduler
 from speq.decoding.sequence import Pass, Request, Round, Sequence
 from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
+from speq.decoding.successors import SuccessorTable
 from speq.decoding.verify import Proposal, Verification, verify
 
 __all__ = [
     "Cascade",
     "Chunk",
     "Drafter",
+    "NgramDrafter",
     "NoDrafter",
     "Pass",
     "Policy",
@@ -24,7 +27,7 @@ __all__ = [
     "Sequence",
     "Statistics",
     "StopStrings",
-    "SuccessorDrafter",
+    "SuccessorTable",
     "Verification",
     "generate_tokens",
     "verify",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from speq.decoding.drafters import Ask, Context, Drafter, Proposing
-from speq.decoding.verify import Proposal
+from speq.decoding.drafters import Ask, Context, Drafter, Drawn, Proposing
+from speq.decoding.verify import Proposal, Verification
 from speq.errors import SpeqError
+from speq.kernels.step import MOST_LIKELY
 from speq.runtime.batch import Level, Limits
 
 
-class CheckedDrafter:
+class CheckedDrafter(Drafter):
     """A drafter whose mistakes end its own text with a :class:`SpeqError`, and touch nobody else's.
 
     Args:
@@ -25,16 +26,26 @@ class CheckedDrafter:
     ) -> None:
         self._drafter, self._name = drafter, name
         self._vocab_size, self._levels, self._limits = vocab_size, levels, limits
+        self.likely = drafter.likely
+        self._check_likely(self.likely)
+
+    def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
+        self._drafter.learn(context, proposal, checked, drawn)
 
     def propose(self, context: Context) -> Proposing:
-        fed = before = len(context.tokens) - 1  # slots of the cache, now and before the last ask
+        fed = before = context.position - 1  # slots of the cache, now and before the last ask
 
         def keep(path: Sequence[int]) -> None:
             nonlocal fed
             context.keep(path)
             fed = before + len(path)
 
-        inner = self._drafter.propose(replace(context, keep=keep))
+        def cut(length: int) -> None:
+            nonlocal fed, before
+            context.cut(length)
+            fed = before = min(fed, length)
+
+        inner = self._drafter.propose(replace(context, keep=keep, cut=cut))
         try:
             ask = next(inner)
             while True:
@@ -59,6 +70,11 @@ class CheckedDrafter:
         wanted = list(ask.wanted)
         if not all(0 <= row < rows for row in wanted) or wanted != sorted(set(wanted)):
             raise self._error(f"wants draws after {wanted}", f"give ascending indices below {rows}")
+        self._check_likely(ask.likely)
+
+    def _check_likely(self, likely: int) -> None:
+        if not 0 <= likely <= MOST_LIKELY:
+            raise self._error(f"wants the {likely} most probable tokens", f"ask for 0 to {MOST_LIKELY}")
 
     def _checked(self, proposal: Proposal | None, limit: int) -> Proposal:
         if not isinstance(proposal, Proposal):

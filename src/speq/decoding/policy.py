@@ -88,11 +88,28 @@ class Policy:
         seconds = costs.draft + costs.verify(drafted + 2) - costs.verify(drafted + 1)
         return expected > self._rate() * max(seconds, 0.0)
 
-    def observe(self, confidences: Sequence[float], accepted: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Learn from the round that was planned last, which drafted ``len(confidences)`` tokens."""
-        drafted, now = len(confidences), self._now
+    def observe(
+        self,
+        confidences: Sequence[float],
+        right: int,
+        draft_seconds: float,
+        verify_seconds: float,
+        *,
+        drafted: int | None = None,
+        accepted: int | None = None,
+    ) -> None:
+        """Learn from the round that was planned last.
+
+        Args:
+            confidences: of the draft, or of the main line of a tree.
+            right: how many tokens of these were.
+            drafted, accepted: of a tree, all its tokens, and those on the path that stays.
+        """
+        drafted = len(confidences) if drafted is None else drafted
+        accepted = right if accepted is None else accepted
+        now = self._now
         now.costs.observe(drafted, draft_seconds, verify_seconds)
-        self._acceptance.observe(confidences, accepted)
+        self._acceptance.observe(confidences, right)
         if not drafted:
             now.since_plain = 0
             return

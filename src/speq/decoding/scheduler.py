@@ -50,6 +50,11 @@ class Scheduler:
         """Sequences that have not ended."""
         return len(self._running) + len(self._waiting)
 
+    @property
+    def quick_rows(self) -> int:
+        """Most tokens of a pass that costs little more than one token."""
+        return self._engine.limits.quick_rows
+
     def prepare(self, request: Request) -> Sequence:
         """A request in the form in which it can be added.
 
@@ -142,7 +147,13 @@ class Scheduler:
         ask = sequence.ask
         assert ask is not None
         return Span(
-            sequence.kv, ask.tokens, ask.parents, ask.wanted, sequence.request.sampling, confidences=ask.confidences
+            sequence.kv,
+            ask.tokens,
+            ask.parents,
+            ask.wanted,
+            sequence.request.sampling,
+            confidences=ask.confidences,
+            likely=ask.likely,
         )
 
     def _shares(self, level: Level, chosen: list[Sequence], seconds: float) -> list[float]:

@@ -224,24 +224,37 @@ class Sequence:
         policy = request.policy
         self._safe = start
         limit = policy.plan(wanted - request.stats.new_tokens - 1, self.load)
-        context = Context(self.tokens, limit, policy.more, self._keep, request.ends)
+        slots = self._context - start
+        context = Context(self.tokens, limit, slots, policy.more, self._keep, self._cut, request.ends, request.sampling)
         proposal = yield from request.drafter.propose(context)
         self._pool.truncate(self.kv, start)
         passes = tuple(self._passes)
         self._passes.clear()
         rows = [self.tokens[-1], *proposal.tokens]
-        drawn = yield Ask(rows, "exact", proposal.rows(), range(len(rows)))
+        drawn = yield Ask(rows, "exact", proposal.rows(), range(len(rows)), likely=request.drafter.likely)
         done = verify([choice.token for choice in drawn], proposal)
+        request.drafter.learn(context, proposal, done, drawn)
         self._pool.keep(self.kv, start, done.path)
         self._safe = self.kv.length
         (verified,) = self._passes
         self._passes.clear()
         happened = Round(start, passes, verified, len(proposal.tokens), done.accepted)
-        policy.observe(proposal.confidences, done.accepted, sum(p.seconds for p in passes), verified.seconds)
-        request.stats.add_round(happened.proposed, happened.accepted)
+        line = proposal.main_line()
+        policy.observe(
+            [proposal.confidences[index] for index in line],
+            sum(index + 1 in done.path for index in line),
+            sum(p.seconds for p in passes),
+            verified.seconds,
+            drafted=len(proposal.tokens),
+            accepted=done.accepted,
+        )
+        request.stats.add_round(happened.proposed, happened.accepted, len(line))
         if request.on_round:
             request.on_round(happened)
         return done.tokens
+
+    def _cut(self, length: int) -> None:
+        self._pool.truncate(self.kv, length)
 
     def _keep(self, path: Tokens[int]) -> None:
         self._pool.keep(self.kv, self._passes[-1].context, path)

@@ -57,11 +57,12 @@ class Statistics:
         """Decoding speed: tokens after the first one over ``decode_seconds``; 0 before the first round."""
         return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
-    def add_round(self, drafted: int, accepted: int) -> None:
-        """Count one round, but for its seconds."""
+    def add_round(self, drafted: int, accepted: int, deepest: int | None = None) -> None:
+        """Count one round, but for its seconds; ``deepest`` is the length of a tree's main line."""
+        length = max(accepted, drafted if deepest is None else deepest)
         self.rounds += 1
         self.drafted += drafted
         self.accepted += accepted
-        self.accepted_per_position += [0] * (drafted - len(self.accepted_per_position))
+        self.accepted_per_position += [0] * (length - len(self.accepted_per_position))
         for position in range(accepted):
             self.accepted_per_position[position] += 1

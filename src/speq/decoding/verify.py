@@ -25,6 +25,24 @@ class Proposal:
     confidences: list[float] = field(default_factory=list)
     parents: list[int] | None = None
 
+    def cumulative(self) -> list[float]:
+        """For each token the probability, by the confidences, that it and all on the path to it are right."""
+        reached: list[float] = []
+        for index, confidence in enumerate(self.confidences):
+            parent = index - 1 if self.parents is None else self.parents[index]
+            reached.append(confidence * (reached[parent] if parent >= 0 else 1.0))
+        return reached
+
+    def main_line(self) -> list[int]:
+        """The indices of the first child of the sequence's last token, of its first child, and so on."""
+        if self.parents is None:
+            return list(range(len(self.tokens)))
+        line: list[int] = []
+        for index, parent in enumerate(self.parents):
+            if parent == (line[-1] if line else -1):
+                line.append(index)
+        return line
+
     def rows(self) -> list[int] | None:
         """Parents of the rows of a pass over the sequence's last token and the proposal; ``None`` for a chain."""
         return None if self.parents is None else [-1, *(parent + 1 for parent in self.parents)]

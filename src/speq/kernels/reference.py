@@ -12,7 +12,7 @@ from speq import _native
 from speq.bits import SplitTensor, decode, draft_values, to_float32
 from speq.kernels import functional as F
 from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
-from speq.kernels.step import PAGE, TREE_ROWS, Cache, Rows, SpanRows, Weights, path, positions
+from speq.kernels.step import PAGE, TREE_ROWS, Cache, Drawn, Rows, SpanRows, Weights, path, positions
 
 
 class ReferenceStep:
@@ -30,7 +30,7 @@ class ReferenceStep:
         }
         self._widened: dict[tuple[str, bool], NDArray[np.float32]] = {}
         self._logits = np.zeros((0, program.vocab_size), dtype=np.float32)
-        self._drawn: list[tuple[int, float]] = []
+        self._drawn: list[Drawn] = []
         self._tapped: dict[str, NDArray[np.float32]] = {}
 
     def run(self, rows: Rows) -> None:
@@ -47,7 +47,7 @@ class ReferenceStep:
         """See :meth:`speq.kernels.step.Step.logits`."""
         return self._logits
 
-    def drawn(self) -> list[tuple[int, float]]:
+    def drawn(self) -> list[Drawn]:
         """See :meth:`speq.kernels.step.Step.drawn`."""
         return self._drawn
 

@@ -20,6 +20,9 @@ Weights: TypeAlias = Mapping[str, Weight]
 PAGE = 256
 """Positions in a page of the KV cache: as many as attention takes at a time, so that paging changes no sum."""
 
+MOST_LIKELY = 8
+"""Of so many of the most probable tokens a draw can tell."""
+
 TREE_ROWS = 64
 """Most rows of a span that is no chain."""
 
@@ -36,7 +39,8 @@ class Cache(Protocol):
 class Draw(NamedTuple):
     """How a token is drawn from a row of logits: see :class:`speq.runtime.sampling.Sampling`.
 
-    Temperature 0 is greedy; ``position`` is where the token will stand in its sequence.
+    Temperature 0 is greedy; ``position`` is where the token will stand in its sequence. ``likely`` of the most probable
+    tokens are told beside the one that is drawn, at most ``MOST_LIKELY``.
     """
 
     temperature: float
@@ -45,6 +49,13 @@ class Draw(NamedTuple):
     min_p: float
     seed: int
     position: int
+    likely: int = 0
+
+
+Drawn: TypeAlias = tuple[int, float, list[tuple[int, float]]]
+"""A drawn token, -1 where a logit is not finite; how sure the draw was; and the most probable (token, probability)
+after temperature and filters, the most probable first, of equally probable ones the lower id.
+"""
 
 
 @dataclass(frozen=True)
@@ -106,8 +117,8 @@ class Step(Protocol):
         """Of the rows that the last pass wanted, ``[wanted, vocab]``; valid until the next pass."""
         ...
 
-    def drawn(self) -> list[tuple[int, float]]:
-        """(token, confidence) of each draw of the last pass; token -1 where a logit is not finite."""
+    def drawn(self) -> list[Drawn]:
+        """Of each draw of the last pass."""
         ...
 
     def tapped(self, name: str) -> NDArray[np.float32]:

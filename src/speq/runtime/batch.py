@@ -34,6 +34,7 @@ class Span:
         wanted: ascending indices of the tokens after which something is drawn.
         sampling: how; ``None`` draws nothing, then ``wanted`` says of which logits are wanted.
         confidences: whether greedy draws tell how sure they are, which takes a turn over the logits.
+        likely: of how many of the most probable tokens each draw tells, at most ``MOST_LIKELY``; takes a turn, too.
     """
 
     kv: KVHandle
@@ -42,6 +43,7 @@ class Span:
     wanted: Sequence[int] = ()
     sampling: Sampling | None = None
     confidences: bool = False
+    likely: int = 0
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class Engine:
             placed = SpanRows(span.kv.length, len(span.tokens), pages, span.parents)
             wanted += [first + index for index in span.wanted]
             at = positions(placed)
-            draws += [(span.sampling or GREEDY).draw(int(at[index]) + 1) for index in span.wanted]
+            draws += [(span.sampling or GREEDY).draw(int(at[index]) + 1, span.likely) for index in span.wanted]
             spans.append(placed)
             first += len(span.tokens)
         return Rows(
@@ -161,7 +161,7 @@ class BatchOutput:
         if self._spans[span].sampling is None:
             return []
         results = zip(self._drawn[first:last], self._draws[first:last], strict=True)
-        return [checked(*result, draw.position) for result, draw in results]
+        return [checked(result, draw.position) for result, draw in results]
 
     def logits(self, span: int) -> NDArray[np.float32]:
         return self._step.logits()[self._wanted[span] : self._wanted[span + 1]]

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from speq import _native
 from speq.errors import SpeqError
-from speq.kernels.step import Draw
+from speq.kernels.step import Draw, Drawn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,9 +67,16 @@ class Sampling:
             return self
         return replace(self, seed=secrets.randbits(32))
 
-    def draw(self, position: int) -> Draw:
-        """The draw of the token for ``position``; the seed must be set unless greedy."""
-        return Draw(self.temperature, self.top_k, self.top_p, self.min_p, self.seed or 0, position)
+    def draw(self, position: int, likely: int = 0) -> Draw:
+        """The draw of the token for ``position``, which tells of so many likely ones; a seed unless greedy."""
+        return Draw(self.temperature, self.top_k, self.top_p, self.min_p, self.seed or 0, position, likely)
+
+    def noise(self, tokens: Sequence[int], position: int) -> list[float]:
+        """What tokens bring into the race for ``position``, where the smallest over its probability wins: exponential
+        variates. Whoever guesses the probabilities can guess the draw with them. The seed must be set.
+        """
+        assert self.seed is not None
+        return _native.noise(list(tokens), self.seed, position)
 
 
 GREEDY = Sampling()
@@ -78,38 +86,47 @@ class Choice(NamedTuple):
     """A drawn token and how sure the draw was, in 0..1: a hint for the draft length, of no effect on the tokens.
 
     Greedy: the token's softmax probability. Sampled: its share of the race against the runner-up.
+
+    Attributes:
+        likely: as many of the most probable (token, probability) as were asked for, or as there are: after temperature
+            and filters, the most probable first, of equally probable ones the lower id.
     """
 
     token: int
     confidence: float
+    likely: Sequence[tuple[int, float]] = ()
 
 
-def choose(logits: NDArray[np.float32], sampling: Sampling, position: int, *, with_confidence: bool = True) -> Choice:
+def choose(
+    logits: NDArray[np.float32], sampling: Sampling, position: int, *, likely: int = 0, with_confidence: bool = True
+) -> Choice:
     """Draw the token for ``position`` from its float32 logits ``[vocab]``.
 
     Args:
         logits: contiguous float32 ``[vocab]``.
         sampling: options; the seed must be set unless greedy (see :meth:`Sampling.seeded`).
         position: absolute index in the sequence of the token to draw.
-        with_confidence: ``False`` saves a pass over the logits in greedy mode; the confidence is then 1.
+        likely: of how many of the most probable tokens to tell, at most ``MOST_LIKELY``; none costs nothing.
+        with_confidence: ``False`` saves a pass over the logits in greedy mode; the confidence is then 1, unless likely
+            tokens are asked for.
 
     Raises:
         SpeqError: a logit is NaN or infinite.
     """
     assert sampling.greedy or sampling.seed is not None
-    token, confidence = _native.draw(logits, *sampling.draw(position), with_confidence)
-    return checked(token, confidence, position)
+    return checked(_native.draw(logits, *sampling.draw(position, likely), with_confidence), position)
 
 
-def checked(token: int, confidence: float, position: int) -> Choice:
+def checked(drawn: Drawn, position: int) -> Choice:
     """What was drawn for ``position``.
 
     Raises:
         SpeqError: nothing was, since a logit is NaN or infinite.
     """
-    if token < 0:
+    choice = Choice(*drawn)
+    if choice.token < 0:
         raise SpeqError(
             f"the model's logits at position {position} are not finite: its weights hold NaN or infinity, or overflow; "
             "`speq inspect` names such tensors"
         )
-    return Choice(token, confidence)
+    return choice

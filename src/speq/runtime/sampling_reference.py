@@ -82,6 +82,18 @@ def filtered_weights(logits: NDArray[np.float32], sampling: Sampling) -> NDArray
     return weights
 
 
+def likely_reference(logits: NDArray[np.float32], sampling: Sampling, count: int) -> list[tuple[int, float]]:
+    """The most probable tokens with their probabilities, the most probable first, of equal ones the lower id."""
+    if sampling.greedy:
+        order = np.argsort(-logits, kind="stable")[:count]
+        weights = np.exp(logits.astype(np.float64) - logits.max())
+    else:
+        weights = filtered_weights(logits, sampling).astype(np.float64)
+        order = np.argsort(-weights, kind="stable")[:count]
+        order = order[weights[order] > 0]
+    return [(int(token), float(weights[token] / weights.sum())) for token in order]
+
+
 def choose_reference(logits: NDArray[np.float32], sampling: Sampling, position: int) -> Choice:
     """What :func:`speq.runtime.sampling.choose` must return, for finite float32 logits ``[vocab]``."""
     if sampling.greedy:

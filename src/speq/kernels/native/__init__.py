@@ -16,7 +16,7 @@ from speq import _native
 from speq.bits import SplitTensor
 from speq.errors import SpeqError
 from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
-from speq.kernels.step import Cache, Rows, Weights
+from speq.kernels.step import Cache, Drawn, Rows, Weights
 from speq.processors import checked_threads
 
 _NONE = np.zeros(0, np.int32)
@@ -120,8 +120,8 @@ class NativeStep:
         """Of the rows that the last pass wanted, float32 ``[wanted, vocab]``, which later passes leave alone."""
         return self._step.logits()
 
-    def drawn(self) -> list[tuple[int, float]]:
-        """(token, confidence) of each draw of the last pass; token -1 where a logit is not finite."""
+    def drawn(self) -> list[Drawn]:
+        """See :meth:`speq.kernels.step.Step.drawn`."""
         return self._step.drawn()
 
     def tapped(self, name: str) -> NDArray[np.float32]:

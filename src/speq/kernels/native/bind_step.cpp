@@ -258,15 +258,15 @@ std::shared_ptr<Pass> make_pass(const BoundStep& step, Integers tokens, Table<co
     return pass;
 }
 
-using DrawTuple = std::tuple<double, int64_t, double, double, uint64_t, uint64_t>;
+using DrawTuple = std::tuple<double, int64_t, double, double, uint64_t, uint64_t, int>;
 
 void run(BoundStep& step, Integers tokens, Table<const int32_t> spans, Integers pages, Integers parents,
          Integers wanted, bool draft, const std::vector<DrawTuple>& draws, bool confidences,
          const std::vector<int>& taps, size_t first, size_t last) {
     auto pass = make_pass(step, tokens, spans, pages, parents, wanted, draft);
     require(draws.empty() || draws.size() == pass->wanted.size(), "every wanted row needs a draw, or none");
-    for (const auto& [temperature, top_k, top_p, min_p, seed, position] : draws)
-        pass->draws.push_back(checked({temperature, top_k, top_p, min_p, seed, position}));
+    for (const auto& [temperature, top_k, top_p, min_p, seed, position, likely] : draws)
+        pass->draws.push_back(checked({temperature, top_k, top_p, min_p, seed, position, likely}));
     pass->confidences = confidences;
     pass->taps.resize(step.taps());
     for (int tap : taps) {
@@ -361,8 +361,8 @@ void bind_step(nb::module_& m) {
         .def("drawn",
              [](BoundStep& s) {
                  const Released released;
-                 std::vector<std::pair<int32_t, float>> all;
-                 for (const auto& d : s.draws()) all.emplace_back(d.token, d.confidence);
+                 std::vector<Told> all;
+                 for (const auto& d : s.draws()) all.push_back(told(d));
                  return all;
              })
         .def("logits", &logits)

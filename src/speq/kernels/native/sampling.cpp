@@ -11,6 +11,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <array>
@@ -22,6 +24,8 @@
 #include <limits>
 #include <numeric>
 #include <queue>
+#include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -150,9 +154,47 @@ void exponentials(const float* __restrict logits, size_t n, float highest, float
     for (size_t i = 0; i < n; ++i) out[i] = exp_nonpositive((logits[i] - highest) * scale);
 }
 
-std::pair<int64_t, float> greedy(const float* logits, size_t n, bool with_confidence) {
-    const int64_t token = argmax(logits, n);
-    if (token < 0 || !with_confidence) return {token, 1.0f};
+// Of the `count` largest values above `least` in descending order, equal ones in the order of their ids, the ids; the
+// values go where probabilities will stand. A block whose largest value is no better than what was found is passed
+// over.
+void rank(const float* values, size_t n, float least, int count, Drawn& drawn) {
+    constexpr size_t kRanked = 64, kLanes = 8;
+    float bar = least;
+    for (size_t first = 0; first < n; first += kRanked) {
+        const size_t last = std::min(first + kRanked, n);
+        std::array<float, kLanes> best;
+        best.fill(-kInfinity);
+        size_t i = first;
+        for (; i + kLanes <= last; i += kLanes)
+            for (size_t lane = 0; lane < kLanes; ++lane)
+                best[lane] = values[i + lane] > best[lane] ? values[i + lane] : best[lane];
+        for (; i < last; ++i) best[0] = std::max(best[0], values[i]);
+        if (*std::max_element(best.begin(), best.end()) <= bar) continue;
+        for (i = first; i < last; ++i) {
+            if (values[i] <= bar) continue;
+            int at = drawn.likely_count < count ? drawn.likely_count++ : count - 1;
+            for (; at > 0 && drawn.likely[at - 1].probability < values[i]; --at)
+                drawn.likely[at] = drawn.likely[at - 1];
+            drawn.likely[at] = {static_cast<int32_t>(i), values[i]};
+            if (drawn.likely_count == count) bar = drawn.likely[count - 1].probability;
+        }
+    }
+}
+
+// In eight lanes, so that the order is the same whatever registers the compiler uses.
+float sum_of(const std::vector<float>& weights) {
+    std::array<float, 8> sums{};
+    size_t i = 0;
+    for (; i + sums.size() <= weights.size(); i += sums.size())
+        for (size_t lane = 0; lane < sums.size(); ++lane) sums[lane] += weights[i + lane];
+    for (; i < weights.size(); ++i) sums[0] += weights[i];
+    return std::accumulate(sums.begin(), sums.end(), 0.0f);
+}
+
+Drawn greedy(const float* logits, size_t n, int likely, bool with_confidence) {
+    Drawn drawn{static_cast<int32_t>(argmax(logits, n))};
+    const int32_t token = drawn.token;
+    if (token < 0 || !(with_confidence || likely > 0)) return drawn;
     constexpr size_t kChunk = 512;
     std::array<float, kChunk> terms;
     std::array<float, 8> sums{};
@@ -164,13 +206,19 @@ std::pair<int64_t, float> greedy(const float* logits, size_t n, bool with_confid
             for (size_t lane = 0; lane < sums.size(); ++lane) sums[lane] += terms[i + lane];
         }
     }
-    return {token, 1.0f / std::accumulate(sums.begin(), sums.end(), 0.0f)};
+    drawn.confidence = 1.0f / std::accumulate(sums.begin(), sums.end(), 0.0f);
+    if (likely > 0) rank(logits, n, -std::numeric_limits<float>::infinity(), likely, drawn);
+    for (int i = 0; i < drawn.likely_count; ++i) {
+        float& value = drawn.likely[i].probability;
+        value = exp_nonpositive(value - logits[token]) * drawn.confidence;
+    }
+    return drawn;
 }
 
-std::pair<int64_t, float> sample(const float* logits, size_t n, float inverse_temperature, const Filters& filters,
-                                 uint64_t seed, uint64_t position) {
+Drawn sample(const float* logits, size_t n, float inverse_temperature, const Filters& filters, const Draw& how) {
     const int64_t top = argmax(logits, n);
-    if (top < 0) return {top, 1.0f};
+    Drawn drawn;
+    if (top < 0) return drawn;
     std::vector<float>& weights = workspace(n);
     exponentials(logits, n, logits[top], inverse_temperature, weights.data());
     if (filters.top_k > 0 && static_cast<size_t>(filters.top_k) < n) {
@@ -182,10 +230,13 @@ std::pair<int64_t, float> sample(const float* logits, size_t n, float inverse_te
     if (least > 0.0f) {
         for (float& w : weights) w = w < least ? 0.0f : w;
     }
-    const Race race = run_race(weights, seed, position);
-    const float confidence =
-        race.second == kInfinity ? 1.0f : static_cast<float>(1.0 / (1.0 + race.best / race.second));
-    return {race.winner, confidence};
+    const Race race = run_race(weights, how.seed, how.position);
+    drawn.token = static_cast<int32_t>(race.winner);
+    if (race.second != kInfinity) drawn.confidence = static_cast<float>(1.0 / (1.0 + race.best / race.second));
+    if (how.likely > 0) rank(weights.data(), n, 0.0f, how.likely, drawn);
+    const float sum = how.likely > 0 ? sum_of(weights) : 1.0f;
+    for (int i = 0; i < drawn.likely_count; ++i) drawn.likely[i].probability /= sum;
+    return drawn;
 }
 
 }  // namespace
@@ -197,15 +248,21 @@ Draw checked(const Draw& how) {
             "temperature must be positive, or 0 for the largest logit");
     require(how.top_k >= 0 && how.top_p > 0 && how.top_p <= 1 && how.min_p >= 0 && how.min_p <= 1,
             "a filter is out of range");
+    require(how.likely >= 0 && how.likely <= kMostLikely,
+            "at most " + std::to_string(kMostLikely) + " likely tokens can be told");
     return how;
 }
 
 Drawn draw(const float* logits, size_t n, const Draw& how, bool with_confidence) {
-    const auto [token, confidence] =
-        how.temperature == 0 ? greedy(logits, n, with_confidence)
-                             : sample(logits, n, static_cast<float>(1.0 / how.temperature),
-                                      {how.top_k, how.top_p, static_cast<float>(how.min_p)}, how.seed, how.position);
-    return {static_cast<int32_t>(token), confidence};
+    return how.temperature == 0 ? greedy(logits, n, how.likely, with_confidence)
+                                : sample(logits, n, static_cast<float>(1.0 / how.temperature),
+                                         {how.top_k, how.top_p, static_cast<float>(how.min_p)}, how);
+}
+
+Told told(const Drawn& drawn) {
+    std::vector<std::pair<int32_t, float>> likely;
+    for (const auto& [token, probability] : drawn.most_likely()) likely.emplace_back(token, probability);
+    return {drawn.token, drawn.confidence, std::move(likely)};
 }
 
 }  // namespace speq
@@ -214,15 +271,26 @@ void bind_sampling(nb::module_& m) {
     m.def(
         "draw",
         [](const Row& logits, double temperature, int64_t top_k, double top_p, double min_p, uint64_t seed,
-           uint64_t position, bool with_confidence) {
+           uint64_t position, int likely, bool with_confidence) {
             require(logits.shape(0) > 0, "logits are empty");
             require_aligned(logits);
-            const Draw how = checked({temperature, top_k, top_p, min_p, seed, position});
-            const Released released;
-            const Drawn drawn = draw(logits.data(), logits.shape(0), how, with_confidence);
-            return std::pair(drawn.token, drawn.confidence);
+            const Draw how = checked({temperature, top_k, top_p, min_p, seed, position, likely});
+            const Drawn drawn = [&] {
+                const Released released;
+                return draw(logits.data(), logits.shape(0), how, with_confidence);
+            }();
+            return told(drawn);
         },
         nb::arg("logits"), nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"),
-        nb::arg("seed"), nb::arg("position"), nb::arg("with_confidence"),
-        "Draw from float32 logits: (token, confidence), token -1 if any logit is not finite.");
+        nb::arg("seed"), nb::arg("position"), nb::arg("likely"), nb::arg("with_confidence"),
+        "Draw from float32 logits: (token, confidence, most probable (token, probability)s), token -1 if any logit is "
+        "not finite.");
+    m.def(
+        "noise",
+        [](const std::vector<uint32_t>& tokens, uint64_t seed, uint64_t position) {
+            std::vector<double> all;
+            for (uint32_t t : tokens) all.push_back(exponential(uniform(philox(seed, position, t / 4)[t % 4])));
+            return all;
+        },
+        "The exponential variates of tokens in the race for a position; the smallest over its probability wins.");
 }
