@@ -64,7 +64,7 @@ bench: $(VENV)/.speq
 	$(RUN) benchmarks/exactness.py $(MODEL)
 
 recording: $(VENV)/.test
-	env -u MAKELEVEL -u MAKEFLAGS $(RUN) benchmarks/record.py docs/recording.svg make demo
+	$(RUN) benchmarks/record.py docs/recording.svg $(VENV)/bin/speq verify smollm2-135m-instruct
 
 # Python itself is not instrumented: the sanitizer's library goes in first, and what Python never frees is no leak of ours.
 sanitize: $(SANITIZED)/.speq

@@ -3,7 +3,7 @@
     python benchmarks/record.py OUT.svg COMMAND ...
     make recording
 
-The program sees a real terminal of 96 columns; nothing of what it prints is changed. What it writes only while it
+The program sees a real terminal of 120 columns; nothing of what it prints is changed. What it writes only while it
 works, such as progress bars, is gone at its end, as it would be on any terminal.
 """
 
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-COLUMNS, LINES = 96, 60
+COLUMNS, LINES = 120, 60
 WIDEST = 200_000  # bytes of the picture
 
 
