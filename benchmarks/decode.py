@@ -19,8 +19,8 @@ import speq
 from speq.bench.endtoend import PromptRow, bytes_per_token, measure_end_to_end
 from speq.bench.machine import this_machine
 from speq.bench.prompts import read_prompts
-from speq.checkpoint.converted import load_converted
-from speq.locate import converted_model
+from speq.checkpoint.store import load_converted
+from speq.conversion.locate import converted_model
 from speq.models.tensors import fit
 
 PROMPTS = Path(__file__).parent / "prompts"

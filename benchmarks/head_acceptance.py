@@ -15,8 +15,8 @@ import click
 import torch
 
 from speq.bench.prompts import read_prompts
-from speq.checkpoint.converted import load_converted
-from speq.locate import converted_model
+from speq.checkpoint.store import load_converted
+from speq.conversion.locate import converted_model
 from speq.models.tokenizer import Tokenizer
 from speq.processors import default_threads
 from speq.training.chains import bind_head, measure

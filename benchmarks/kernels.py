@@ -13,7 +13,7 @@ from rich.console import Console
 
 from speq.bench.csv_report import write_csv
 from speq.bench.suites import kernels_report
-from speq.locate import converted_model
+from speq.conversion.locate import converted_model
 
 
 @click.command()

@@ -11,14 +11,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from speq.api import load
 from speq.bench.csv_report import write_csv
 from speq.bench.machine import describe_machine
 from speq.bench.passes import measure_passes
 from speq.bench.report import Report, describe_model
 from speq.bench.suites import pass_table
-from speq.checkpoint.converted import load_converted
-from speq.locate import converted_model
+from speq.checkpoint.store import load_converted
+from speq.conversion.locate import converted_model
+from speq.serving.api import load
 
 
 @click.command()

@@ -17,7 +17,7 @@ from speq.bench.csv_report import write_csv
 from speq.bench.peers import DEFAULT, ENGINES
 from speq.bench.peers.suite import peers_report
 from speq.bench.prompts import read_prompts
-from speq.locate import converted_model
+from speq.conversion.locate import converted_model
 
 PROMPTS = Path(__file__).parent / "prompts"
 FILES = ("mt_bench", "humaneval", "gsm8k_train_200")

@@ -13,22 +13,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from speq.api import Model, Stream, load
     from speq.decoding.stats import Statistics
     from speq.decoding.stream import Piece
     from speq.errors import SpeqError
-    from speq.result import Result
     from speq.runtime.sampling import Sampling
+    from speq.serving.api import Model, Stream, load
+    from speq.serving.result import Result
 
 _HOMES = {
-    "Model": "speq.api",
+    "Model": "speq.serving.api",
     "Piece": "speq.decoding.stream",
-    "Result": "speq.result",
+    "Result": "speq.serving.result",
     "Sampling": "speq.runtime.sampling",
     "SpeqError": "speq.errors",
     "Statistics": "speq.decoding.stats",
-    "Stream": "speq.api",
-    "load": "speq.api",
+    "Stream": "speq.serving.api",
+    "load": "speq.serving.api",
 }
 
 __all__ = ["Model", "Piece", "Result", "Sampling", "SpeqError", "Statistics", "Stream", "load"]

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.kernels.step import Draw
+from speq.graph.step import Draw
 
 class SplitFormat:
     def __init__(

@@ -161,7 +161,7 @@ def test_absurd_numbers_of_threads_are_refused_before_anything_is_loaded(speq_ru
 
 
 def test_progress_needs_no_thread(monkeypatch):
-    from speq.cli.terminal import ProgressBars
+    from speq.terminal.output import ProgressBars
 
     class Terminal(io.StringIO):
         def isatty(self):

@@ -11,11 +11,11 @@ from functools import partial
 
 import numpy as np
 
+from speq.backends.cpu import NativeStep
 from speq.bench import programs
 from speq.bench.timing import seconds_of, take_turns
-from speq.kernels.native import NativeStep
-from speq.kernels.ops import GatedLinear, Head, Linear, Op
-from speq.kernels.step import Weights, chain
+from speq.graph.ops import GatedLinear, Head, Linear, Op
+from speq.graph.step import Weights, chain
 from speq.models.config import ModelConfig
 from speq.models.decoder import build_program
 

@@ -12,10 +12,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.bits import SplitTensor
-from speq.kernels.native import NativeStep
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Op, Sample, StepProgram, Tap
-from speq.kernels.step import PAGE, Weights
+from speq.backends.cpu import NativeStep
+from speq.formats import SplitTensor
+from speq.graph.ops import Attention, Embed, GatedLinear, Head, Linear, Op, Sample, StepProgram, Tap
+from speq.graph.step import PAGE, Weights
 from speq.models.config import ModelConfig
 from speq.models.decoder import build_program
 from speq.runtime.kv import KVPool

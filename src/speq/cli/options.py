@@ -93,7 +93,7 @@ class Decoding:
     stop: tuple[str, ...]
 
     def to_stream(self) -> dict[str, Any]:
-        """Keyword arguments for :meth:`speq.api.Model.stream`."""
+        """Keyword arguments for :meth:`speq.serving.api.Model.stream`."""
         from speq.runtime.sampling import Sampling
 
         return {

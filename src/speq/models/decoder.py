@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
+from speq.graph.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
 from speq.models.config import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"

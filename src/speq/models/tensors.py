@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from speq.bits.tensor import MAX_COLUMNS
-from speq.checkpoint.source import INTEGERS, NamedSource, Source, TensorInfo
+from speq.checkpoint.sources.source import INTEGERS, NamedSource, Source, TensorInfo
+from speq.checkpoint.store import Converted
 from speq.errors import SpeqError
+from speq.formats.tensor import MAX_COLUMNS
 from speq.models.config import ModelConfig, model_config
 from speq.models.decoder import EMBEDDING, HEAD, weight_dimensions, weight_shapes
 
@@ -51,6 +52,18 @@ def fit(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], said_b
             reason = ", ".join(dict.fromkeys(d.entries for d in dimensions))
             raise SpeqError(f"tensor {name!r} has shape {tuple(found)}, {said_by} implies {implied} ({reason})")
     return model
+
+
+def fit_converted(model: Converted) -> ModelConfig:
+    """The model that a converted checkpoint holds.
+
+    Raises:
+        SpeqError: as :func:`fit` does, with the checkpoint's path.
+    """
+    try:
+        return fit(model.config, {record.name: record.shape for record in model.records})
+    except SpeqError as error:
+        raise SpeqError(f"{model.path}: {error}") from None
 
 
 def fit_source(source: Source) -> Source:

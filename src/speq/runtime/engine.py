@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.errors import SpeqError
-from speq.kernels.step import TREE_ROWS, Draw, Rows, SpanRows, Step, Weights, positions
+from speq.graph.step import TREE_ROWS, Draw, Rows, SpanRows, Step, Weights, positions
 from speq.models.config import ModelConfig
 from speq.models.decoder import build_program
 from speq.models.tensors import fit
@@ -181,9 +181,9 @@ def _bind(
 ) -> Step:
     program = build_program(config)
     if backend == "reference":
-        from speq.kernels.reference import ReferenceStep
+        from speq.backends.reference.step import ReferenceStep
 
         return ReferenceStep(program, weights, kv, max_tokens)
-    from speq.kernels.native import NativeStep
+    from speq.backends.cpu import NativeStep
 
     return NativeStep(program, weights, kv, max_tokens, threads=threads, isa=isa)

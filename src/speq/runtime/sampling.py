@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from speq import _native
 from speq.errors import SpeqError
-from speq.kernels.step import Draw
+from speq.graph.step import Draw
 
 if TYPE_CHECKING:
     import numpy as np
