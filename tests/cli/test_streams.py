@@ -111,9 +111,9 @@ def test_signals_end_a_generation_in_order(command, tiny_checkpoint, number, cod
 )
 def test_signals_end_a_load_in_order(command, tiny_checkpoint, number, code, word):
     slow = (
-        "import time, speq.locate as l\n"
+        "import time, speq.conversion.locate as l\n"
         "def wait(*a, **o):\n    print(1, flush=True); time.sleep(60)\n"
-        "l.resolve = wait\n"
+        "l.converted_model = wait\n"
     )
     process = subprocess.Popen(
         command("generate", tiny_checkpoint, "-p", "hi", before=slow), stdout=subprocess.PIPE, stderr=subprocess.PIPE

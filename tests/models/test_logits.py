@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from speq.backends.reference.step import ReferenceStep
-from speq.graph.step import PAGE, chain
+from speq.graph.step import chain
+from speq.limits import PAGE
 from speq.models.config import model_config
 from speq.models.decoder import build_program
 from speq.runtime.single import SingleSequence

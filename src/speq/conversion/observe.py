@@ -17,7 +17,7 @@ from speq.backends.reference import functional as F
 from speq.conversion.kept import Kept, Pace
 from speq.conversion.samples import Sample
 from speq.formats.tensor import COLUMNS
-from speq.graph.ops import GatedLinear, Head, Linear, StepProgram
+from speq.graph.ops import StepProgram
 from speq.graph.step import Weights, chain
 from speq.models.decoder import build_program
 from speq.models.tensors import fit
@@ -28,7 +28,6 @@ WIDEST = 2048
 
 STREAM = "hidden"
 
-Product = Linear | GatedLinear | Head
 Moments = NDArray[np.float32]
 
 
@@ -61,7 +60,7 @@ def observe(
         moments: dict[int, Moments] = {}
         for index in list(inputs):
             moments[index] = _kept_moments(inputs.pop(index), kept, f"moments {index}")
-        yield {name: moments[index] for index in moments for name in _matrices(run.program.ops[index])}
+        yield {name: moments[index] for index in moments for name in run.program.ops[index].products}
         if kept is not None:
             for index in moments:
                 kept.drop(f"moments {index}")
@@ -127,14 +126,14 @@ class _Run:
         stream[:count] = hidden
         for index in range(first, last):
             op = self.program.ops[index]
-            if isinstance(op, Product):
-                x = self._step.buffer(op.x)[sample.known : count]
+            if op.products:
+                x = self._step.buffer(op.reads[0])[sample.known : count]
                 if op.norm is not None:
                     x = F.rms_norm(x, _vector(self._weights, op.norm.weight), op.norm.eps)
                 if index not in inputs:
                     inputs[index] = np.empty((self._counted[-1], x.shape[1]), np.float32)
                 inputs[index][start : start + len(x)] = x
-            if not isinstance(op, Head):
+            if op.writes:
                 self._step.run_one(index, chain(sample.tokens))
         hidden[:] = stream[:count]
 
@@ -181,7 +180,7 @@ def _segments(program: StepProgram) -> Iterator[tuple[int, int]]:
     """Ranges of operators, each of which ends by writing the residual stream."""
     first = 0
     for index, op in enumerate(program.ops, 1):
-        if index == len(program.ops) or getattr(op, "out", None) == STREAM:
+        if index == len(program.ops) or STREAM in op.writes:
             yield first, index
             first = index
 
@@ -210,12 +209,6 @@ def _moments(x: NDArray[np.float32]) -> Moments:
         block[:used, :used] = part.T @ part  # a matrix times its own transpose takes half the time
     moments /= np.float32(len(x))
     return moments
-
-
-def _matrices(op: Any) -> tuple[str, ...]:
-    if isinstance(op, GatedLinear):
-        return op.gate, op.up
-    return (op.weight,) if isinstance(op, Head) else tuple(op.weights)
 
 
 def _vector(weights: Weights, name: str) -> NDArray[np.float32]:

@@ -9,7 +9,6 @@ float32 vectors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 
 @dataclass(frozen=True)
@@ -20,16 +19,42 @@ class Norm:
     eps: float
 
 
+class Operator:
+    """What every operator tells of itself, so that who walks a program need not know its kinds."""
+
+    norm: Norm | None = None
+    """Of the input of its products."""
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The weight matrices that ``norm(x)`` is multiplied with; all share that input."""
+        return ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Buffers that it reads, the input of its products first."""
+        return ()
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Buffers that it writes or adds to; an operator that writes none changes nothing of what comes after."""
+        return ()
+
+
 @dataclass(frozen=True)
-class Embed:
+class Embed(Operator):
     """``out[t] = table[token[t]]``: always the exact 16-bit rows."""
 
     table: str
     out: str
 
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.out,)
+
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Operator):
     """``out = norm(x) @ concat(weights).T + concat(biases)``; added to ``out`` instead of stored when ``accumulate``.
 
     Several weights that share their input (q, k and v) are one operator: their results stand side by side in ``out``.
@@ -42,9 +67,21 @@ class Linear:
     biases: tuple[str | None, ...] = ()
     accumulate: bool = False
 
+    @property
+    def products(self) -> tuple[str, ...]:
+        return self.weights
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x, self.out) if self.accumulate else (self.x,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.out,)
+
 
 @dataclass(frozen=True)
-class GatedLinear:
+class GatedLinear(Operator):
     """SwiGLU: ``out = silu(norm(x) @ gate.T + gate_bias) * (norm(x) @ up.T + up_bias)``."""
 
     x: str
@@ -55,9 +92,21 @@ class GatedLinear:
     gate_bias: str | None = None
     up_bias: str | None = None
 
+    @property
+    def products(self) -> tuple[str, ...]:
+        return self.gate, self.up
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.out,)
+
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(Operator):
     """Causal grouped-query attention with rotary positions.
 
     ``qkv`` holds ``heads`` query, ``kv_heads`` key and ``kv_heads`` value vectors of ``head_dim`` each. Queries and
@@ -76,30 +125,47 @@ class Attention:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.qkv,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return (self.out,)
+
 
 @dataclass(frozen=True)
-class Tap:
+class Tap(Operator):
     """Keeps a copy of ``x`` under the name ``name`` in passes that ask for it."""
 
     x: str
     name: str
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
 
 @dataclass(frozen=True)
-class Head:
+class LMHead(Operator):
     """The output head: ``logits = norm(x) @ weight.T`` for the rows that the caller wants."""
 
     x: str
     weight: str
     norm: Norm
 
+    @property
+    def products(self) -> tuple[str, ...]:
+        return (self.weight,)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.x,)
+
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Operator):
     """Draws tokens from the logits of the head, where the caller says how."""
-
-
-Op: TypeAlias = Embed | Linear | GatedLinear | Attention | Tap | Head | Sample
 
 
 @dataclass(frozen=True)
@@ -115,7 +181,7 @@ class StepProgram:
         rotary_scale: factor on cos and sin (YaRN's attention factor), 1.0 otherwise.
     """
 
-    ops: tuple[Op, ...]
+    ops: tuple[Operator, ...]
     buffers: dict[str, int]
     layers: int
     kv_heads: int

@@ -13,15 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.formats import SplitTensor
+from speq.limits import PAGE
 
 Weight: TypeAlias = SplitTensor | NDArray[np.float32]
 Weights: TypeAlias = Mapping[str, Weight]
-
-PAGE = 256
-"""Positions in a page of the KV cache: as many as attention takes at a time, so that paging changes no sum."""
-
-TREE_ROWS = 64
-"""Most rows of a span that is no chain."""
 
 
 class Cache(Protocol):

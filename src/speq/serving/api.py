@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, SuccessorDrafter
-from speq.decoding.policy import LONGEST_DRAFT, Policy
+from speq.decoding.policy import Policy
 from speq.decoding.scheduler import Engine, Scheduler
 from speq.decoding.sequence import Progress, Request
 from speq.decoding.sequence import Sequence as Running
@@ -23,6 +23,7 @@ from speq.decoding.stop import StopStrings
 from speq.decoding.stream import Piece, stream_pieces
 from speq.decoding.trace import Step, Trace
 from speq.errors import SpeqError
+from speq.limits import LONGEST_DRAFT, SEQUENCES
 from speq.runtime.sampling import Sampling
 from speq.runtime.single import SingleSequence
 from speq.runtime.turns import Turns
@@ -39,9 +40,6 @@ DRAFTS = ("auto", "self", "cascade", "none")
 
 Setting: TypeAlias = tuple[str, int | None]
 """The draft and its length, as the caller chose them."""
-
-SEQUENCES = 16
-"""Texts that are generated at once; more of them wait."""
 
 
 class Feed(Iterator[list[int]]):

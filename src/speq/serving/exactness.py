@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from speq.backends.cpu import available_isas
 from speq.checkpoint.store import Converted
 from speq.decoding.scheduler import Engine
-from speq.graph.step import PAGE, path
+from speq.graph.step import path
+from speq.limits import PAGE
 from speq.runtime.batch import Batch, Level, Limits, Output, Span
 from speq.runtime.engine import Engine as ModelEngine
 from speq.runtime.kv import KVHandle, KVPool

@@ -18,8 +18,9 @@ from speq.backends.cpu import NativeStep
 from speq.errors import SpeqError
 from speq.formats import Spec, decode, encode
 from speq.formats.scales import candidates
-from speq.graph.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, StepProgram
-from speq.graph.step import PAGE, chain
+from speq.graph.ops import Attention, Embed, GatedLinear, Linear, LMHead, Norm, StepProgram
+from speq.graph.step import chain
+from speq.limits import PAGE
 from speq.runtime.kv import KVPool
 
 RNG = np.random.default_rng(0)
@@ -151,7 +152,7 @@ def program(**changed: Any) -> StepProgram:
         "o": Linear("attention", ("o",), "hidden", accumulate=True),
         "gated": GatedLinear("hidden", "gate", "up", "gated", norm),
         "down": Linear("gated", ("down",), "hidden", accumulate=True),
-        "head": Head("hidden", "embed", norm),
+        "head": LMHead("hidden", "embed", norm),
     }
     buffers = {"hidden": 64, "qkv": 128, "attention": 64, "gated": 96}
     sizes: dict[str, Any] = {"layers": 1, "kv_heads": 2, "head_dim": 16, "vocab_size": 20, "inv_freq": (1.0,) * 8}

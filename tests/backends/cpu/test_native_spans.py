@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from speq.backends.cpu import NativeStep, available_isas
 from speq.backends.reference.step import ReferenceStep
 from speq.formats import Spec, encode, from_float32
-from speq.graph.step import PAGE, Draw, Rows, SpanRows, chain, path
+from speq.graph.step import Draw, Rows, SpanRows, chain, path
+from speq.limits import PAGE
 from speq.models.config import model_config
 from speq.models.decoder import build_program, weight_shapes
 from speq.runtime.kv import KVPool

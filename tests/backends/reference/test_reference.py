@@ -11,8 +11,9 @@ import torch
 from speq.backends.reference import functional as F
 from speq.backends.reference.step import ReferenceStep
 from speq.formats import Spec, encode, from_float32, to_float32
-from speq.graph.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, StepProgram
-from speq.graph.step import PAGE, chain
+from speq.graph.ops import Attention, Embed, GatedLinear, Linear, LMHead, Norm, StepProgram
+from speq.graph.step import chain
+from speq.limits import PAGE
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def one_layer(rng):
             Linear("attention", ("o",), "hidden", accumulate=True),
             GatedLinear("hidden", "gate", "up", "gated", norm=norm, gate_bias="gate bias", up_bias="up bias"),
             Linear("gated", ("down",), "hidden"),
-            Head("hidden", "head", norm),
+            LMHead("hidden", "head", norm),
         ),
         buffers={"hidden": 8, "qkv": 16, "attention": 8, "gated": 6},
         layers=1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import singledispatchmethod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from speq import _native
 from speq.errors import SpeqError
 from speq.formats import SplitTensor
-from speq.graph.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
+from speq.graph.ops import Attention, Embed, GatedLinear, Linear, LMHead, Norm, Operator, Sample, StepProgram, Tap
 from speq.graph.step import Cache, Rows, Weights
 from speq.processors import checked_threads
 
@@ -184,33 +185,49 @@ class NativeStep:
         rows: int = self._weights[name].shape[0]
         return rows
 
-    def _add(self, op: Op) -> None:
-        step, buffers = self._step, self._buffers
-        if isinstance(op, Embed):
-            step.embed(self._matrix(op.table), buffers[op.out])
-        elif isinstance(op, Linear):
-            biases = op.biases or (None,) * len(op.weights)
-            parts, column = [], 0
-            for name, bias in zip(op.weights, biases, strict=True):
-                parts.append((self._matrix(name), column, self._vector(bias) if bias else None))
-                column += self._rows(name)
-            step.linear(buffers[op.x], self._norm(op.norm), parts, buffers[op.out], op.accumulate)
-        elif isinstance(op, GatedLinear):
-            gate, up = self._matrix(op.gate), self._matrix(op.up)
-            if self._split(op.gate).spec.dtype != self._split(op.up).spec.dtype:
-                raise SpeqError(f"{op.gate} and {op.up} differ in dtype; convert the checkpoint with --dtype")
-            gate_bias, up_bias = (self._vector(bias) if bias else None for bias in (op.gate_bias, op.up_bias))
-            step.gated_linear(buffers[op.x], self._norm(op.norm), gate, up, buffers[op.out], gate_bias, up_bias)
-        elif isinstance(op, Attention):
-            shape = (op.layer, op.heads, op.kv_heads, op.head_dim)
-            norms = self._norm(op.q_norm), self._norm(op.k_norm)
-            step.attention(buffers[op.qkv], buffers[op.out], *shape, op.scale, op.window or 0, *norms)
-        elif isinstance(op, Head):
-            step.head(buffers[op.x], self._norm(op.norm), self._matrix(op.weight))
-        elif isinstance(op, Sample):
-            step.sample()
-        elif isinstance(op, Tap):
-            self._taps[op.name] = step.tap(buffers[op.x])
+    @singledispatchmethod
+    def _add(self, op: Operator) -> None:
+        raise TypeError(f"the native step has no operator {type(op).__name__}")
+
+    @_add.register
+    def _embed(self, op: Embed) -> None:
+        self._step.embed(self._matrix(op.table), self._buffers[op.out])
+
+    @_add.register
+    def _linear(self, op: Linear) -> None:
+        biases = op.biases or (None,) * len(op.weights)
+        parts, column = [], 0
+        for name, bias in zip(op.weights, biases, strict=True):
+            parts.append((self._matrix(name), column, self._vector(bias) if bias else None))
+            column += self._rows(name)
+        self._step.linear(self._buffers[op.x], self._norm(op.norm), parts, self._buffers[op.out], op.accumulate)
+
+    @_add.register
+    def _gated_linear(self, op: GatedLinear) -> None:
+        gate, up, buffers = self._matrix(op.gate), self._matrix(op.up), self._buffers
+        if self._split(op.gate).spec.dtype != self._split(op.up).spec.dtype:
+            raise SpeqError(f"{op.gate} and {op.up} differ in dtype; convert the checkpoint with --dtype")
+        gate_bias, up_bias = (self._vector(bias) if bias else None for bias in (op.gate_bias, op.up_bias))
+        self._step.gated_linear(buffers[op.x], self._norm(op.norm), gate, up, buffers[op.out], gate_bias, up_bias)
+
+    @_add.register
+    def _attention(self, op: Attention) -> None:
+        shape = (op.layer, op.heads, op.kv_heads, op.head_dim)
+        norms = self._norm(op.q_norm), self._norm(op.k_norm)
+        buffers = self._buffers[op.qkv], self._buffers[op.out]
+        self._step.attention(*buffers, *shape, op.scale, op.window or 0, *norms)
+
+    @_add.register
+    def _tap(self, op: Tap) -> None:
+        self._taps[op.name] = self._step.tap(self._buffers[op.x])
+
+    @_add.register
+    def _lm_head(self, op: LMHead) -> None:
+        self._step.head(self._buffers[op.x], self._norm(op.norm), self._matrix(op.weight))
+
+    @_add.register
+    def _sample(self, op: Sample) -> None:
+        self._step.sample()
 
 
 def _parents(parents: Sequence[int] | None, count: int) -> NDArray[np.int32]:

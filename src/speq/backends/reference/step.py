@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from speq import _native
 from speq.backends.reference import functional as F
 from speq.formats import SplitTensor, decode, draft_values, to_float32
-from speq.graph.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
-from speq.graph.step import PAGE, TREE_ROWS, Cache, Rows, SpanRows, Weights, path, positions
+from speq.graph.ops import Attention, Embed, GatedLinear, Linear, LMHead, Norm, Operator, Sample, StepProgram, Tap
+from speq.graph.step import Cache, Rows, SpanRows, Weights, path, positions
+from speq.limits import PAGE, TREE_ROWS
 
 
 class ReferenceStep:
@@ -86,7 +87,7 @@ class ReferenceStep:
         """A buffer of the program in place, float32 ``[max_tokens, width]``."""
         return self._buffers[name]
 
-    def _apply(self, op: Op, rows: Rows) -> None:
+    def _apply(self, op: Operator, rows: Rows) -> None:
         count, draft = len(rows.tokens), rows.draft
         match op:
             case Embed():
@@ -105,7 +106,7 @@ class ReferenceStep:
             case Tap():
                 if op.name in rows.taps:
                     self._tapped[op.name] = self._buffers[op.x][:count].copy()
-            case Head():
+            case LMHead():
                 x = self._norm(self._buffers[op.x][rows.wanted], op.norm)
                 self._logits = self._multiply(x, op.weight, draft)
             case Sample():
@@ -113,6 +114,8 @@ class ReferenceStep:
                     _native.draw(logits, *draw, rows.confidences)
                     for logits, draw in zip(self._logits, rows.draws, strict=False)
                 ]
+            case _:
+                raise TypeError(f"the reference step has no operator {type(op).__name__}")
 
     def _linear(self, op: Linear, count: int, draft: bool) -> None:
         x = self._norm(self._buffers[op.x][:count], op.norm)
