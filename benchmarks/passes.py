@@ -30,7 +30,7 @@ def main(model: str, rounds: int, threads: int | None, csv_path: Path | None) ->
     path = converted_model(model)
     about = describe_model(model, load_converted(path, verify=False))
     report = Report("decode", about, describe_machine(threads), {"rounds": rounds})
-    report.tables.append(pass_table(measure_passes(load(path, threads=threads).engine, rounds=rounds)))
+    report.tables.append(pass_table(measure_passes(load(path, threads=threads).engine.engine, rounds=rounds)))
     report.show(Console(width=160))
     if csv_path:
         write_csv(report.to_dict(), "passes", csv_path)

@@ -70,14 +70,15 @@ def test_passes_cost_what_the_engine_takes(mock_engine, monkeypatch):
         return engine.now - before
 
     monkeypatch.setattr(passes, "seconds_of", virtual_seconds)
-    rows = passes.measure_passes(engine, tokens=(2, 3), context=10, rounds=2)
+    rows = passes.measure_passes(engine, tokens=(2, 3), drafted=(1, 2), context=10, rounds=2)
     assert [(row.kind, row.tokens, row.plain_ratio) for row in rows] == [
         ("draft", 1, 0.25),
+        ("draft", 2, 0.25),
         ("plain", 1, 1.0),
         ("verify", 2, 1.0),
         ("verify", 3, 1.5),
     ]
-    assert engine.length == 0
+    assert engine.kv.used_pages == 0
 
 
 def test_end_to_end_compares_ids_and_speeds(tiny_converted, slow_memory, model):

@@ -23,7 +23,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from speq.checkpoint.store import load_converted
 from speq.conversion.convert import convert
 from speq.conversion.inspection import inspect_model
 from speq.conversion.restore import restore
@@ -31,6 +30,7 @@ from speq.errors import SpeqError
 from speq.formats import from_float32, to_float32
 from speq.models.config import model_config
 from speq.models.decoder import weight_shapes
+from speq.models.tensors import load_fitting
 from speq.runtime.single import SingleSequence
 
 CONFIG: dict[str, Any] = {
@@ -112,7 +112,7 @@ def accepted(source: Path, work: Path) -> str | None:
     work.mkdir()
     try:
         convert(source, work / "out", threads=1)
-        model = load_converted(work / "out")
+        model = load_fitting(work / "out")
         weights = {**model.raw, **model.split}
         native, reference = (logits(model.config, weights, **o) for o in ({"threads": 2}, {"backend": "reference"}))
     except SpeqError as error:
@@ -334,7 +334,7 @@ def run_converted(path: Path) -> None:
     shutil.rmtree(path.parent / "back", ignore_errors=True)
     steps: list[Callable[[], object]] = [
         lambda: restore(path, path.parent / "back"),
-        lambda: inspect_model(load_converted(path)),
+        lambda: inspect_model(load_fitting(path)),
         lambda: _draft_and_verify(path),
     ]
     for step in steps:
@@ -345,7 +345,7 @@ def run_converted(path: Path) -> None:
 
 
 def _draft_and_verify(path: Path) -> None:
-    model = load_converted(path)
+    model = load_fitting(path)
     engine = SingleSequence.of(model, threads=2)
     ids = [token % engine.vocab_size for token in IDS][: engine.context_length]
     for count in (len(ids), 1):

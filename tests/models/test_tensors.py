@@ -17,6 +17,7 @@ from speq.checkpoint.store import load_converted
 from speq.conversion.convert import convert
 from speq.conversion.restore import restore
 from speq.errors import SpeqError
+from speq.models.tensors import load_fitting
 from speq.runtime.single import SingleSequence
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
@@ -49,7 +50,7 @@ def assert_same_logits(path: Path) -> list[str]:
         expected = model(torch.tensor([IDS])).logits[0].numpy()
     out = path.parent / "out"
     notes = convert(path, out, threads=1).notes
-    converted = load_converted(out)
+    converted = load_fitting(out)
     logits = SingleSequence.of(converted, backend="reference").forward(IDS, logits="all")
     np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
     original, back = (

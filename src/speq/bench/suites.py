@@ -77,7 +77,7 @@ def decode_report(
     report = Report("decode", describe_model(name, converted), describe_machine(threads), settings)
     model = load(path, threads=threads)
     say("passes")
-    passes = measure_passes(model.engine, rounds=rounds)
+    passes = measure_passes(model.engine.engine, rounds=rounds)
     model.reset()
     per_token = bytes_per_token(config, weights)
     total = measure_end_to_end(

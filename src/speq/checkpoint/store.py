@@ -167,7 +167,7 @@ def load_converted(path: Path, *, verify: bool = True, threads: int | None = Non
             is another.
     """
     manifest, records, specs = read_manifest(path)
-    config = read_json(path / "config.json", f"{path} has no config.json; {CONVERT_AGAIN}")
+    config = read_config(path)
     file = SafetensorsFile(path / WEIGHTS)
     if verify:
         _verify(file, records, min(threads or _VERIFY_THREADS, _VERIFY_THREADS))
@@ -228,6 +228,15 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[Record], list[Spec]]
     if not is_whole:
         raise SpeqError(f"{path / MANIFEST} is damaged; {CONVERT_AGAIN}")
     return manifest, records, specs
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config that lies beside converted weights.
+
+    Raises:
+        SpeqError: it is missing or no JSON object.
+    """
+    return read_json(path / "config.json", f"{path} has no config.json; {CONVERT_AGAIN}")
 
 
 def original_names(manifest: dict[str, Any], records: list[Record]) -> dict[str, list[str]]:

@@ -19,14 +19,12 @@ _BAR = 50  # columns of the longest bar
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(model: str, as_json: bool) -> None:
     """Show bits per weight, the exponent histogram, escapes and the draft's error, in all and per layer."""
-    from speq.checkpoint.store import load_converted
     from speq.conversion.inspection import inspect_model
     from speq.conversion.locate import converted_model
-    from speq.models.tensors import fit_converted
+    from speq.models.tensors import load_fitting
 
     with ProgressBars() as progress:
-        converted = load_converted(converted_model(model, progress=progress))
-        fit_converted(converted)
+        converted = load_fitting(converted_model(model, progress=progress))
         total, layers = inspect_model(converted, progress)
     about = {
         "model": model,

@@ -3,7 +3,7 @@
 from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, SuccessorDrafter
 from speq.decoding.generate import generate_tokens
 from speq.decoding.policy import Policy
-from speq.decoding.scheduler import Chunk, Engine, Scheduler
+from speq.decoding.scheduler import Chunk, Scheduler
 from speq.decoding.sequence import Pass, Request, Round, Sequence
 from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
@@ -13,7 +13,6 @@ __all__ = [
     "Cascade",
     "Chunk",
     "Drafter",
-    "Engine",
     "NoDrafter",
     "Pass",
     "Policy",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from speq.decoding.scheduler import Engine, Scheduler
+from speq.decoding.scheduler import Scheduler
 from speq.decoding.sequence import Request
+from speq.runtime.batch import Engine
 
 
 def generate_tokens(

@@ -10,33 +10,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
-from typing import Protocol
 
 from speq.decoding.costs import PassCosts
 from speq.decoding.sequence import PREFILL_CHUNK, Pass, Request, Sequence
 from speq.errors import SpeqError
-from speq.runtime.batch import Batch, Level, Limits, Output, Span
-from speq.runtime.kv import KVHandle, KVPool
+from speq.runtime.batch import Batch, Engine, Level, Output, Span
 
 SHARED_CHUNK = 64
 """Tokens of a prompt that are fed at a time while other sequences wait for their next token."""
-
-
-class Engine(Protocol):
-    """What decoding needs of a model; :class:`speq.runtime.engine.Engine` is one."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def levels(self) -> tuple[Level, ...]: ...
-    @property
-    def limits(self) -> Limits: ...
-    @property
-    def kv(self) -> KVPool: ...
-    def check(self, kv: KVHandle, tokens: Tokens[int]) -> None: ...
-    def run(self, batch: Batch) -> Output: ...
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from speq.runtime.kv import KVHandle
+    from speq.runtime.kv import KVHandle, KVPool
 
 Level: TypeAlias = Literal["draft", "exact"]
 """What a pass reads of the weights: the draft codes alone, or everything. The exact level defines the text."""
@@ -89,3 +89,18 @@ class Output(Protocol):
     def tap(self, span: int, name: str) -> NDArray[np.float32]:
         """What passed a tap for the tokens of a span, ``[tokens, width]``; valid until the next batch."""
         ...
+
+
+class Engine(Protocol):
+    """What computes batches; :class:`speq.runtime.engine.Engine` is one."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def kv(self) -> KVPool: ...
+    def check(self, kv: KVHandle, tokens: Sequence[int]) -> None: ...
+    def run(self, batch: Batch) -> Output: ...

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from speq.runtime.batch import Batch, Limits, Output, Span
+from speq.runtime.batch import Batch, Engine, Span
 from speq.runtime.turns import Turns
 
 if TYPE_CHECKING:
@@ -14,22 +14,8 @@ if TYPE_CHECKING:
 
     from speq.graph.step import Weights
     from speq.runtime.engine import Backend, Checkpoint
-    from speq.runtime.kv import KVHandle, KVPool
 
 Logits: TypeAlias = Literal["none", "last", "all"]
-
-
-class Engine(Protocol):
-    """What a sequence needs of :class:`speq.runtime.engine.Engine`."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def limits(self) -> Limits: ...
-    @property
-    def kv(self) -> KVPool: ...
-    def check(self, kv: KVHandle, tokens: Sequence[int]) -> None: ...
-    def run(self, batch: Batch) -> Output: ...
 
 
 class SingleSequence:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, SuccessorDrafter
 from speq.decoding.policy import Policy
-from speq.decoding.scheduler import Engine, Scheduler
+from speq.decoding.scheduler import Scheduler
 from speq.decoding.sequence import Progress, Request
 from speq.decoding.sequence import Sequence as Running
 from speq.decoding.stats import Statistics
@@ -24,6 +24,7 @@ from speq.decoding.stream import Piece, stream_pieces
 from speq.decoding.trace import Step, Trace
 from speq.errors import SpeqError
 from speq.limits import LONGEST_DRAFT, SEQUENCES
+from speq.runtime.batch import Engine
 from speq.runtime.sampling import Sampling
 from speq.runtime.single import SingleSequence
 from speq.runtime.turns import Turns
@@ -345,18 +346,18 @@ def load(
     Raises:
         SpeqError: the model cannot be found, read, converted or run.
     """
-    from speq.checkpoint.store import load_converted
     from speq.conversion.locate import converted_model
+    from speq.models.tensors import load_fitting
     from speq.models.tokenizer import Tokenizer, end_ids
     from speq.processors import checked_threads
     from speq.runtime.engine import Engine as ModelEngine
 
     threads = checked_threads(threads)
     path = converted_model(str(name), progress=progress, threads=threads)
-    converted = load_converted(path, threads=threads)
+    converted = load_fitting(path, threads=threads)
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context, sequences=sequences)
     tokenizer = Tokenizer(path, name=str(name)) if converted.tokenizer else None
-    ends = tokenizer.eos_ids if tokenizer else end_ids(path)
+    ends = tokenizer.eos_ids if tokenizer else end_ids(path, str(name))
     return_freed_memory()
     return Model(
         engine,

@@ -55,11 +55,21 @@ def test_exact_product_is_batch_invariant(case, isa: str) -> None:
 @pytest.mark.parametrize("product", ["exact", "draft"])
 def test_every_instruction_set_gives_the_same_bits(case, product: str) -> None:
     tensor, _, x = case
+    x = x[:16] if product == "draft" else x
     portable = _native.multiply("portable", matrix(tensor), x, product)
     for isa in available_isas():
         np.testing.assert_array_equal(
             _native.multiply(isa, matrix(tensor), x, product).view(np.uint32), portable.view(np.uint32)
         )
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_the_draft_of_a_token_is_the_same_in_any_company(case, isa: str) -> None:
+    tensor, _, x = case
+    alone = np.concatenate([_native.multiply(isa, matrix(tensor), row[None], "draft") for row in x[:16]])
+    for first, last in [*((0, tokens) for tokens in range(2, 17)), (5, 9), (9, 16)]:
+        together = _native.multiply(isa, matrix(tensor), x[first:last], "draft")
+        np.testing.assert_array_equal(together.view(np.uint32), alone[first:last].view(np.uint32))
 
 
 DRAFTS_OF_FEW = [isa for isa in ("avx512bf16", "portable") if isa in available_isas()]

@@ -117,17 +117,11 @@ nb::ndarray<nb::numpy, float> multiply(const std::string& isa, const BoundMatrix
         k.exact_rows(w)(complete, x, 0, w.row_blocks(), y.get(), scratch.get());
     } else {
         require(product == "draft", "there is no such product");
-        auto values = make_aligned<int8_t>(kDraftCopies * padded);
-        auto scales = make_aligned<float>(padded / 32);
-        auto offsets = make_aligned<int32_t>(kDraftCopies * padded / 4);
-        auto rows = make_aligned<float>(static_cast<size_t>(w.row_blocks()) * kRowsPerBlock);
-        for (int t = 0; t < tokens; ++t) {
-            const DraftRow row{values.get(), scales.get(), offsets.get()};
-            k.quantise(w)(input.get() + static_cast<size_t>(t) * padded, padded, row);
-            k.draft_rows(w)(w, row, 0, w.row_blocks(), rows.get());
-            for (int r = 0; r < w.row_blocks() * kRowsPerBlock; ++r)
-                y[(static_cast<size_t>(r / kRowsPerBlock) * tokens + t) * kRowsPerBlock + r % kRowsPerBlock] = rows[r];
-        }
+        require(tokens <= kFewTokens, "too many tokens for one product");
+        const DraftInput drafted(padded);
+        for (int t = 0; t < tokens; ++t)
+            k.quantise(w)(input.get() + static_cast<size_t>(t) * padded, padded, drafted.rows()[t]);
+        k.draft_rows(w)(w, drafted.rows(), tokens, 0, w.row_blocks(), y.get());
     }
     auto* out = new float[static_cast<size_t>(tokens) * w.rows];
     nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<float*>(p); });

@@ -28,3 +28,24 @@ SPEQ_INLINE void prefetch_first(const uint8_t* codes, const uint16_t* scales) {
 #else
 #include "draft_portable.h"
 #endif
+
+namespace speq::SPEQ_ISA {
+
+// y[row_block - begin][token][4] for row blocks begin..end-1. As many tokens as their accumulators leave room for share
+// the work of decoding; a token's sums are the same in any company.
+template <class F>
+void draft_rows(const SplitWeight& w, const DraftRow* x, int tokens, int begin, int end, float* y) {
+    prefetch_first(w.codes_at(begin, 0), w.scales_at(begin));
+    for (int rb = begin; rb < end; ++rb)
+        for (int token = 0; token < tokens;) {
+            const int left = tokens - token, tiles = (left + kDraftTile - 1) / kDraftTile;
+            const int size = (left + tiles - 1) / tiles;
+            unroll<kDraftTile>([&](auto i) SPEQ_LAMBDA {
+                if (size == i + 1) draft_row_block<F, i + 1>(w, x + token, rb, token == 0, y);
+            });
+            token += size;
+            y += size * kRowsPerBlock;
+        }
+}
+
+}  // namespace speq::SPEQ_ISA

@@ -1,4 +1,4 @@
-// The AVX2 draft product: one row at a time, byte products widened twice.
+// The AVX2 draft product: one row of weights at a time, byte products widened twice.
 #pragma once
 #include "block_decoder.h"
 #include "row_sums.h"
@@ -11,47 +11,59 @@ SPEQ_INLINE __m128 four_scales(const uint16_t* scales) {
     return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(bits), 16));
 }
 
-template <class F>
-void draft_rows(const SplitWeight& w, const DraftRow& x, int begin, int end, float* y) {
+constexpr int kDraftTile = 2;
+
+// y[token][4] of a row block for M tokens. Planes to come are asked for where `ahead` says so.
+template <class F, int M>
+void draft_row_block(const SplitWeight& w, const DraftRow* x, int rb, bool ahead, float* y) {
     constexpr int halves = F::halves ? 2 : 1;
     const auto vector = [](const void* p) SPEQ_LAMBDA { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); };
     const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     const __m256i lut = _mm256_add_epi8(
         _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(w.levels))), _mm256_set1_epi8(64));
     const int blocks = w.blocks(), shift = w.group_shift();
-    const uint8_t* codes = w.codes_at(begin, 0);
-    prefetch_first(codes, w.scales_at(begin));
-    for (int rb = begin; rb < end; ++rb, y += kRowsPerBlock) {
-        const uint16_t* scales = w.scales_at(rb);
-        __m256 acc[kRowsPerBlock];
-        for (auto& a : acc) a = _mm256_setzero_ps();
-        for (int b = 0; b < blocks; ++b, codes += kRowsPerBlock * kBlock / 2) {
-            const int group = F::halves ? 2 * b : b >> shift;
+    const uint8_t* codes = w.codes_at(rb, 0);
+    const uint16_t* scales = w.scales_at(rb);
+    __m256 acc[kRowsPerBlock][M];
+    unroll<kRowsPerBlock>([&](auto r)
+                              SPEQ_LAMBDA { unroll<M>([&](auto t) SPEQ_LAMBDA { acc[r][t] = _mm256_setzero_ps(); }); });
+    for (int b = 0; b < blocks; ++b, codes += kRowsPerBlock * kBlock / 2) {
+        const int group = F::halves ? 2 * b : b >> shift;
+        if (ahead) {
             unroll<2>([&](auto i) SPEQ_LAMBDA { prefetch(codes + kCodesAhead + 64 * i); });
             prefetch(scales + group * kRowsPerBlock + kScalesAhead);
-            const __m256i x0 = vector(x.values + b * kBlock), x1 = vector(x.values + b * kBlock + 32);
-            alignas(16) float scaled[halves][kRowsPerBlock];
-            unroll<halves>([&](auto h) SPEQ_LAMBDA {
-                const __m128 four = four_scales(scales + (group + h) * kRowsPerBlock);
-                _mm_store_ps(scaled[h], _mm_mul_ps(four, _mm_set1_ps(x.scales[2 * b + h])));
-            });
-            const __m256i start = vector(x.offsets + halves * 8 * b);
-            unroll<kRowsPerBlock>([&](auto r) SPEQ_LAMBDA {
-                const __m256i c = vector(codes + 32 * r);
-                const __m256i p0 = _mm256_maddubs_epi16(_mm256_shuffle_epi8(lut, _mm256_and_si256(c, nibble)), x0);
-                const __m256i p1 = _mm256_maddubs_epi16(
-                    _mm256_shuffle_epi8(lut, _mm256_and_si256(_mm256_srli_epi16(c, 4), nibble)), x1);
-                __m256i dot = _mm256_add_epi32(start, _mm256_madd_epi16(p0, ones));
-                if constexpr (F::halves) {
-                    acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_broadcast_ss(scaled[0] + r), acc[r]);
-                    dot = vector(x.offsets + halves * 8 * b + 8);
-                }
-                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(p1, ones));
-                acc[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_broadcast_ss(scaled[halves - 1] + r), acc[r]);
-            });
         }
-        sum_rows<1>([&](auto r, auto) SPEQ_LAMBDA { return Wide{acc[r]}; }, y);
+        alignas(16) float scaled[M][halves][kRowsPerBlock];
+        unroll<halves>([&](auto h) SPEQ_LAMBDA {
+            const __m128 four = four_scales(scales + (group + h) * kRowsPerBlock);
+            unroll<M>([&](auto t) SPEQ_LAMBDA {
+                _mm_store_ps(scaled[t][h], _mm_mul_ps(four, _mm_set1_ps(x[t].scales[2 * b + h])));
+            });
+        });
+        unroll<kRowsPerBlock>([&](auto r) SPEQ_LAMBDA {
+            const __m256i c = vector(codes + 32 * r);
+            const __m256i w0 = _mm256_shuffle_epi8(lut, _mm256_and_si256(c, nibble));
+            const __m256i w1 = _mm256_shuffle_epi8(lut, _mm256_and_si256(_mm256_srli_epi16(c, 4), nibble));
+            unroll<M>([&](auto t) SPEQ_LAMBDA {
+                const auto add = [&](__m256i dot, int half) SPEQ_LAMBDA {
+                    const __m256 scale = _mm256_broadcast_ss(scaled[t][half] + r);
+                    acc[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc[r][t]);
+                };
+                const auto products = [&](__m256i weights, int half) SPEQ_LAMBDA {
+                    const __m256i values = vector(x[t].values + b * kBlock + 32 * half);
+                    return _mm256_madd_epi16(_mm256_maddubs_epi16(weights, values), ones);
+                };
+                const int32_t* offsets = x[t].offsets + halves * 8 * b;
+                __m256i dot = _mm256_add_epi32(vector(offsets), products(w0, 0));
+                if constexpr (F::halves) {
+                    add(dot, 0);
+                    dot = vector(offsets + 8);
+                }
+                add(_mm256_add_epi32(dot, products(w1, 1)), halves - 1);
+            });
+        });
     }
+    sum_rows<M>([&](auto r, auto t) SPEQ_LAMBDA { return Wide{acc[r][t]}; }, y);
 }
 
 }  // namespace speq::SPEQ_ISA

@@ -107,7 +107,7 @@ struct Kernels {
     using ExactRows = void (*)(const SplitWeight&, const Activations&, int begin, int end, float* y, float* scratch);
     using PrepareRow = void (*)(const float* x, int columns, float* out);
     using PrepareFew = void (*)(const float* x, size_t stride, int tokens, int columns, float* out);
-    using DraftRows = void (*)(const SplitWeight&, const DraftRow&, int begin, int end, float* y);
+    using DraftRows = void (*)(const SplitWeight&, const DraftRow* x, int tokens, int begin, int end, float* y);
     using Quantise = void (*)(const float* x, int columns, DraftRow);
     using DecodeRow = void (*)(const SplitWeight&, int row, float* out);
     ExactRows (*exact_rows)(const SplitWeight&);

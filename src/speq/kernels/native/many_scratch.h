@@ -9,11 +9,12 @@ namespace speq {
 
 constexpr int kStripBlocks = 8;  // blocks of a row that are multiplied together, so that the strip of x stays in the L1
                                  // cache
-constexpr int kGroup = 2;        // row blocks that go through a strip together: x comes from the L2 cache once for both
+constexpr int kGroup = 8;        // row blocks that go through a strip together: a few tokens' x stays in the L1 cache
+                                 // for all of them, their decoded weights come from the L2 cache
 constexpr int kStrip = kRowsPerBlock * kStripBlocks * kBlock;  // floats
 // The activations of escapes are gathered for at most so many escapes of a group; else they are looked up where they
 // are.
-constexpr uint32_t kGatheredEscapes = 512;
+constexpr uint32_t kGatheredEscapes = 1024;
 
 struct ManyScratch {
     ManyScratch(int tokens, float* memory)

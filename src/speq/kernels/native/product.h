@@ -50,38 +50,37 @@ class ProductInput {
     // out[row_block - begin][token][4]; only inside a task.
     void multiply(const Matrix& m, int begin, int end, float* out) {
         if (!draft_) return m.exact_rows(m.weight, prepared(m), begin, end, out, scratch_.strip.get());
-        if (m.draft_few) return draft_few(m, begin, end, out);
-        const float* rows = normalised();
-        for (int t = 0; t < count_; ++t) {
-            const DraftRow row{scratch_.quantised.get(), scratch_.quantised_scales.get(),
-                               scratch_.quantised_offsets.get()};
-            if (quantised_token_ != t || quantised_for_ != m.quantise) {
-                m.quantise(rows + offset(t), x_.stride, row);
-                quantised_token_ = t;
+        if (m.draft_few && count_ > 1)
+            return draft(begin, end, out, [&](int first, int tokens, float* y) {
+                if (prepared_for_ != m.prepare_few || prepared_first_ != first) {
+                    m.prepare_few(normalised() + offset(first), x_.stride, tokens, x_.stride, scratch_.rows.get());
+                    prepared_for_ = m.prepare_few;
+                    prepared_first_ = first;
+                }
+                const Activations x{scratch_.rows.get(), static_cast<size_t>(x_.stride), tokens};
+                m.draft_few(m.weight, x, begin, end, y, scratch_.strip.get());
+            });
+        draft(begin, end, out, [&](int first, int tokens, float* y) {
+            const DraftRow* rows = scratch_.draft.rows();
+            if (quantised_for_ != m.quantise || quantised_first_ != first) {
+                for (int t = 0; t < tokens; ++t) m.quantise(normalised() + offset(first + t), x_.stride, rows[t]);
                 quantised_for_ = m.quantise;
+                quantised_first_ = first;
             }
-            if (count_ == 1) return m.draft_rows(m.weight, row, begin, end, out);
-            float drafted[kFewTokensChunk * kRowsPerBlock];
-            m.draft_rows(m.weight, row, begin, end, drafted);
-            for (int rb = 0; rb < end - begin; ++rb)
-                std::copy_n(drafted + rb * kRowsPerBlock, kRowsPerBlock,
-                            out + (static_cast<size_t>(rb) * count_ + t) * kRowsPerBlock);
-        }
+            m.draft_rows(m.weight, rows, tokens, begin, end, y);
+        });
     }
 
   private:
-    void draft_few(const Matrix& m, int begin, int end, float* out) {
+    // out[row_block - begin][token][4] from product(first, tokens, y[row_block - begin][token][4]) of a few tokens
+    // each.
+    template <class Product>
+    void draft(int begin, int end, float* out, Product&& product) {
+        if (count_ <= kFewTokens) return product(0, count_, out);
         for (int first = 0; first < count_; first += kFewTokens) {
             const int tokens = std::min(kFewTokens, count_ - first);
-            if (prepared_for_ != m.prepare_few || prepared_first_ != first) {
-                m.prepare_few(normalised() + offset(first), x_.stride, tokens, x_.stride, scratch_.rows.get());
-                prepared_for_ = m.prepare_few;
-                prepared_first_ = first;
-            }
-            const Activations x{scratch_.rows.get(), static_cast<size_t>(x_.stride), tokens};
-            if (tokens == count_) return m.draft_few(m.weight, x, begin, end, out, scratch_.strip.get());
             float drafted[kFewTokensChunk * kFewTokens * kRowsPerBlock];
-            m.draft_few(m.weight, x, begin, end, drafted, scratch_.strip.get());
+            product(first, tokens, drafted);
             for (int rb = 0; rb < end - begin; ++rb)
                 std::copy_n(drafted + static_cast<size_t>(rb) * tokens * kRowsPerBlock, tokens * kRowsPerBlock,
                             out + (static_cast<size_t>(rb) * count_ + first) * kRowsPerBlock);
@@ -129,7 +128,7 @@ class ProductInput {
     const float* rows_ = nullptr;
     Kernels::PrepareFew prepared_for_ = nullptr;
     int prepared_first_ = 0;
-    int quantised_token_ = -1;
+    int quantised_first_ = 0;
     Kernels::Quantise quantised_for_ = nullptr;
 };
 

@@ -64,9 +64,7 @@ void Step::bind() {
     for (auto& s : scratch_) {
         s.input = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
         s.rows = make_aligned<float>(static_cast<size_t>(kFewTokens) * columns);
-        s.quantised = make_aligned<int8_t>(kDraftCopies * columns);
-        s.quantised_scales = make_aligned<float>(columns / 32);
-        s.quantised_offsets = make_aligned<int32_t>(kDraftCopies * columns / 4);
+        s.draft = DraftInput(columns);
         const int results = std::max(kFewTokens * kFewTokensChunk, max_tokens_ * kManyTokensChunk);
         const size_t product = static_cast<size_t>(results) * kRowsPerBlock;
         s.product = make_aligned<float>(product);

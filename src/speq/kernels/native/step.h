@@ -8,6 +8,7 @@
 
 #include "aligned.h"
 #include "checks.h"
+#include "draft_input.h"
 #include "kernels.h"
 #include "pass.h"
 #include "thread_team.h"
@@ -55,12 +56,10 @@ struct Norm {
     size_t width = 0;
 };
 
-struct Scratch {                // of one thread
-    Aligned<float> input;       // normalised activations of few tokens
-    Aligned<float> rows;        // of few tokens, as the exact product wants them
-    Aligned<int8_t> quantised;  // draft activations of one token
-    Aligned<float> quantised_scales;
-    Aligned<int32_t> quantised_offsets;
+struct Scratch {           // of one thread
+    Aligned<float> input;  // normalised activations of few tokens
+    Aligned<float> rows;   // of few tokens, as the exact product wants them
+    DraftInput draft;
     Aligned<float> product, product2, strip;
     Aligned<float> attention;
     Aligned<float> queries;                    // of kAttentionTokens tokens and a kv head, rotated
