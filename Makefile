@@ -71,7 +71,7 @@ sanitize: $(SANITIZED)/.speq
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	$(SANITIZED)/bin/python -m pytest -p no:cacheprovider -m "not slow" \
-		tests/bits tests/kernels/test_native_*.py tests/decoding tests/checkpoint/test_disagreement.py
+		tests/formats tests/backends/cpu tests/decoding tests/conversion/test_disagreement.py
 
 clean:
 	rm -rf $(VENV) $(SANITIZED) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -28,18 +28,17 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from speq.backends.reference.step import ReferenceStep
 from speq.bench.prompts import read_prompts
 from speq.bench.results import origin_here, table_figures, write_csv
-from speq.bits import Spec, decode, encode, feedback_of
-from speq.bits.spec import Dtype, Format
-from speq.calibration import Calibration
-from speq.checkpoint.converted import Converted, load_converted
-from speq.checkpoint.recode import calibrated
+from speq.checkpoint.store import Converted, load_converted
+from speq.conversion.calibrate import Calibration, calibrated
+from speq.conversion.locate import converted_model
+from speq.formats import Spec, decode, encode, feedback_of
+from speq.formats.spec import Dtype, Format
+from speq.graph.step import Weights, chain
 from speq.hardware.golden.array import Weights as ArrayWeights
 from speq.hardware.golden.layer import Layer
-from speq.kernels.reference import ReferenceStep
-from speq.kernels.step import Weights, chain
-from speq.locate import converted_model
 from speq.models.decoder import build_program
 from speq.models.tensors import fit
 from speq.models.tokenizer import Tokenizer

@@ -19,9 +19,9 @@ from pathlib import Path
 import click
 
 import speq
+from speq.backends.cpu import available_isas
 from speq.bench.prompts import Prompt, read_prompts
 from speq.bench.results import Figure, origin_here, table_figures, write_csv
-from speq.kernels.native import available_isas
 from speq.processors import default_threads
 
 PROMPTS = Path(__file__).parent / "prompts"

@@ -22,7 +22,7 @@ from speq.hardware.rtl.accelerator import Accelerator
 from speq.hardware.rtl.p3 import P3
 from speq.hardware.rtl.parts import Collector
 from speq.hardware.rtl.simulate import Simulation
-from speq.hardware.verification.bench import assemble
+from speq.hardware.testbench.bench import assemble
 from speq.hardware.verification.vectors import random_product
 
 ARRAY = ArrayParameters(rows=2, columns=2, burst=8)

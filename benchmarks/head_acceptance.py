@@ -16,8 +16,8 @@ import torch
 
 from speq.bench.prompts import read_prompts
 from speq.bench.results import Figure, origin_here, table_figures, write_csv
-from speq.checkpoint.converted import load_converted
-from speq.locate import converted_model
+from speq.checkpoint.store import load_converted
+from speq.conversion.locate import converted_model
 from speq.models.tokenizer import Tokenizer
 from speq.processors import default_threads
 from speq.training.chains import bind_head, measure

@@ -1,10 +1,11 @@
-"""What several test packages share: a model without weights, and a tiny real checkpoint with a byte tokenizer."""
+"""What several test packages share: a model without weights, tiny checkpoints with and without a byte tokenizer."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules that tests share
+
+from hf_models import CONFIG, MakeModel, Tensors, save
 
 if TYPE_CHECKING:
     from speq.runtime.batch import Batch
@@ -40,6 +45,37 @@ def write_checkpoint() -> Callable[..., Path]:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face directory: a Llama of two layers whose tokens are bytes."""
     return _write_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    """Writes a Hugging Face directory: ``make_model(tensors, name="model", shards=1, tokenizer=True)``."""
+
+    def make(tensors: Tensors, name: str = "model", shards: int = 1, tokenizer: bool = True, **config: Any) -> Path:
+        path = tmp_path / name
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(CONFIG | config))
+        if tokenizer:
+            (path / "tokenizer.json").write_text("{}")
+        if shards == 1:
+            save(path / "model.safetensors", tensors)
+            return path
+        names = list(tensors)
+        weight_map = {}
+        for index in range(shards):
+            file = f"model-{index + 1:05}-of-{shards:05}.safetensors"
+            save(path / file, {key: tensors[key] for key in names[index::shards]})
+            weight_map |= dict.fromkeys(names[index::shards], file)
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def any_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversions take tensors as they are, which need not be those of a model."""
+    monkeypatch.setattr("speq.conversion.convert.fit_source", lambda source: source)
 
 
 class MockEngine:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import speq
-from speq.checkpoint.convert import convert
-from speq.checkpoint.converted import load_converted
-from speq.checkpoint.resolve import resolve
-from speq.checkpoint.restore import restore
-from speq.kernels.native import available_isas
+from speq.backends.cpu import available_isas
+from speq.checkpoint.store import load_converted
+from speq.conversion.convert import convert
+from speq.conversion.locate import converted_model
+from speq.conversion.restore import restore
 
 FORMATS = ["nested", "e3m0"]
 DTYPES = ["fp16", "bf16"]
@@ -117,6 +117,6 @@ def test_a_long_text_to_the_end_of_the_context(paths):
 def test_a_directory_is_converted_on_first_use(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setenv("SPEQ_CACHE", str(tmp_path))
     text = open_model(checkpoints["fp16"]).generate(PROMPT, max_new_tokens=40).text
-    converted = resolve(str(checkpoints["fp16"]))
+    converted = converted_model(str(checkpoints["fp16"]), calibrate=False)
     assert converted.is_relative_to(tmp_path)
     assert open_model(converted).generate(PROMPT, max_new_tokens=40, draft="none").text == text

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import speq
-from speq.checkpoint.convert import convert
+from speq.conversion.convert import convert
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAID = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import speq
-from speq.api import Model
+from speq.serving.api import Model
 
 
 @pytest.fixture

@@ -13,29 +13,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from speq.api import Model, Stream, load
     from speq.decoding.drafters import Ask, Context, Drafter, Proposing
     from speq.decoding.stats import Statistics
     from speq.decoding.stream import Piece
     from speq.decoding.verify import Proposal
     from speq.errors import SpeqError
-    from speq.result import Result
     from speq.runtime.sampling import Sampling
+    from speq.serving.api import Model, Stream, load
+    from speq.serving.result import Result
 
 _HOMES = {
     "Ask": "speq.decoding.drafters",
     "Context": "speq.decoding.drafters",
     "Drafter": "speq.decoding.drafters",
-    "Model": "speq.api",
+    "Model": "speq.serving.api",
     "Piece": "speq.decoding.stream",
     "Proposal": "speq.decoding.verify",
     "Proposing": "speq.decoding.drafters",
-    "Result": "speq.result",
+    "Result": "speq.serving.result",
     "Sampling": "speq.runtime.sampling",
     "SpeqError": "speq.errors",
     "Statistics": "speq.decoding.stats",
-    "Stream": "speq.api",
-    "load": "speq.api",
+    "Stream": "speq.serving.api",
+    "load": "speq.serving.api",
 }
 
 __all__ = [

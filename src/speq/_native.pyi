@@ -1,9 +1,12 @@
 """Types of the extension module; the prose is in the C++ sources under ``kernels/native``."""
 
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.kernels.step import Draw
+_Draw: TypeAlias = tuple[float, int, float, float, int, int]
+"""Temperature, top-k, top-p, min-p, seed and position, as in :class:`speq.graph.step.Draw`."""
 
 class SplitFormat:
     def __init__(
@@ -158,7 +161,7 @@ class Step:
         parents: NDArray[np.int32],
         wanted: NDArray[np.int32],
         draft: bool,
-        draws: list[Draw],
+        draws: list[_Draw],
         confidences: bool,
         taps: list[int],
         first: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from speq.checkpoint.convert import convert
+from speq.conversion.convert import convert
 
 
 @pytest.fixture(scope="session")

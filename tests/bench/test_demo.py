@@ -8,8 +8,8 @@ import pytest
 
 import speq
 from speq.bench import demo
+from speq.conversion.locate import converted_model
 from speq.errors import SpeqError
-from speq.locate import converted_model
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import safetensors.numpy
 from tokenizers import Tokenizer, pre_tokenizers
 
 from speq.bench.peers.gguf_export import export_gguf
-from speq.checkpoint.gguf import GGUFSource
+from speq.checkpoint.sources.gguf import GGUFSource
 from speq.errors import SpeqError
 from speq.models.config import model_config
 

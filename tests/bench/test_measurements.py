@@ -12,7 +12,7 @@ import speq
 from speq.bench import attention, endtoend, kernels, memory, overhead, passes, prefill, programs, small_operators
 from speq.bench.prompts import builtin_prompts
 from speq.bench.timing import Timing, take_turns
-from speq.checkpoint.converted import load_converted
+from speq.checkpoint.store import load_converted
 from speq.models.config import model_config
 
 

@@ -10,10 +10,10 @@ import safetensors
 import xxhash
 from hf_models import MakeModel, llama_tensors
 
-from speq.checkpoint.convert import convert
-from speq.checkpoint.converted import is_converted, load_converted
-from speq.checkpoint.restore import restore
 from speq.checkpoint.safetensors import SafetensorsFile
+from speq.checkpoint.store import is_converted, load_converted
+from speq.conversion.convert import convert
+from speq.conversion.restore import restore
 from speq.errors import SpeqError
 
 

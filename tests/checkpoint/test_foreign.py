@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from speq.checkpoint.foreign import describe_file
-from speq.checkpoint.resolve import locate
 from speq.checkpoint.safetensors import SafetensorsFile
-from speq.checkpoint.source import open_source
+from speq.checkpoint.sources.opening import open_source
+from speq.conversion.locate import locate
 from speq.errors import SpeqError
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 269060552\n"

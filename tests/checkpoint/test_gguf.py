@@ -13,11 +13,11 @@ from gguf_models import HEAD_DIM, HUGGING_FACE, VOCAB, add_value, random_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speq.bits import to_float32
-from speq.checkpoint.gguf_config import build_config
-from speq.checkpoint.gguf_file import GGUFFile
-from speq.checkpoint.source import open_source
+from speq.checkpoint.gguf.config import build_config
+from speq.checkpoint.gguf.file import GGUFFile
+from speq.checkpoint.sources.opening import open_source
 from speq.errors import SpeqError
+from speq.formats import to_float32
 from speq.models.config import model_config
 
 EVERYWHERE = ("token_embd.bias", "output_norm.bias", "output.bias", "blk.0.attn_norm.bias", "blk.0.ffn_norm.bias")

@@ -13,7 +13,7 @@ from gguf_models import HEADS, HIDDEN, HUGGING_FACE, KV_HEADS, MLP, VOCAB, llama
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from speq.checkpoint.source import open_source
+from speq.checkpoint.sources.opening import open_source
 from speq.runtime.single import SingleSequence
 
 WIDTHS = {

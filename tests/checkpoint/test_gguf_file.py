@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf_models import random_weights, write_gguf
 
-from speq.checkpoint.gguf_file import GGUFFile
+from speq.checkpoint.gguf.file import GGUFFile
 from speq.errors import SpeqError
 
 

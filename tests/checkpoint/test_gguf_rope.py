@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from speq.checkpoint.source import open_source
+from speq.checkpoint.sources.opening import open_source
 from speq.models.config import model_config
 
 BASE, CONTEXT = 100000.0, 128

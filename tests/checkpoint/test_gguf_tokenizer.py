@@ -11,9 +11,9 @@ import pytest
 from gguf_models import random_weights, write_gguf
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from speq.checkpoint.gguf_tokenizer import build_tokenizer_files
-from speq.checkpoint.pull import pulled
-from speq.checkpoint.source import open_source
+from speq.checkpoint.fetching.pull import pulled
+from speq.checkpoint.gguf.tokenizer import build_tokenizer_files
+from speq.checkpoint.sources.opening import open_source
 from speq.errors import SpeqError
 
 TEXTS = [

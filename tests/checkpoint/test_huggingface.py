@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hf_models import MakeModel, llama_tensors, save
 
-from speq.checkpoint.source import open_source
+from speq.checkpoint.sources.opening import open_source
 from speq.errors import SpeqError
 
 
@@ -101,11 +101,6 @@ def test_eight_bit_floats_are_refused(make_model: MakeModel) -> None:
     (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(SpeqError, match=r"quantised with FP8 \(F8_E4M3\) \(tensor w\)"):
         open_source(path)
-
-
-def test_dither_is_for_quantised_files(make_model: MakeModel) -> None:
-    with pytest.raises(SpeqError, match="--dither"):
-        open_source(make_model(llama_tensors()), dither=1)
 
 
 def test_other_safetensors_names_are_found(make_model: MakeModel) -> None:

@@ -16,10 +16,10 @@ from gguf_models import random_weights, write_gguf
 from hf_models import MakeModel, llama_tensors, save
 
 from speq.checkpoint import digests as digests_module
-from speq.checkpoint import source as source_module
 from speq.checkpoint.digests import data_digest
-from speq.checkpoint.huggingface import CARRIED
-from speq.checkpoint.source import identity, same_weights
+from speq.checkpoint.sources import opening as source_module
+from speq.checkpoint.sources.huggingface import CARRIED
+from speq.checkpoint.sources.opening import identity, same_weights
 from speq.errors import SpeqError
 
 

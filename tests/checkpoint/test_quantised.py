@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hf_models import MakeModel, Tensors, llama_tensors
 
-from speq.checkpoint.source import open_source
+from speq.checkpoint.sources.opening import open_source
 from speq.errors import SpeqError
 
 STEM = "model.layers.0.self_attn.q_proj"

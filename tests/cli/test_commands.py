@@ -66,7 +66,7 @@ def test_a_model_without_a_tokenizer_takes_and_prints_ids(speq_run, fails, write
 def test_convert_inspect_and_restore(speq_run, tiny_checkpoint, tmp_path):
     from safetensors.numpy import load_file
 
-    from speq.checkpoint.converted import load_converted
+    from speq.checkpoint.store import load_converted
 
     code, out, _ = speq_run("convert", tiny_checkpoint, tmp_path / "converted", "--group-size", 32)
     assert code == 0
@@ -131,7 +131,7 @@ def test_pull_prints_the_path(speq_run, fails, monkeypatch):
         progress("fetching", 1, 2)
         return Path("/cache/known")
 
-    monkeypatch.setattr("speq.checkpoint.pull.pull", fetch)
+    monkeypatch.setattr("speq.checkpoint.fetching.pull.pull", fetch)
     assert speq_run("pull", "known") == (0, "/cache/known\n", "")
     assert "no model named other" in fails("pull", "other")
 

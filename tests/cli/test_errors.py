@@ -125,5 +125,5 @@ def test_no_space_is_one_clear_line(fails, tiny_checkpoint, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device", "/disk/file")
 
-    monkeypatch.setattr("speq.locate.resolve", full)
+    monkeypatch.setattr("speq.conversion.locate.converted_model", full)
     assert "/disk/file: no space left on device: free some space" in fails("generate", tiny_checkpoint, "-p", "a")

@@ -36,7 +36,7 @@ def test_an_interruption_elsewhere_is_exit_code_130(speq_run, tiny_checkpoint, m
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("speq.locate.resolve", interrupted)
+    monkeypatch.setattr("speq.conversion.locate.converted_model", interrupted)
     code, out, err = speq_run("generate", tiny_checkpoint, "-p", "hi")
     assert (code, out, err.strip()) == (130, "", "speq: interrupted")
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from speq.cli import live
-from speq.cli.terminal import note
+from speq.terminal import live
+from speq.terminal.output import note
 
 STATUS = "12 tokens, first after 0.10 s, 30.0 tokens/s"
 
@@ -194,7 +194,7 @@ def test_a_terminal_gets_no_sequence_that_it_does_not_want(window, variables):
 
 def test_no_line_that_quotes_a_file_drives_the_terminal(capsys):
     from speq.cli import run
-    from speq.cli.terminal import json_line
+    from speq.terminal.output import json_line
 
     assert run(["generate", "no\x9b31m\x1b[2Jsuch", "-p", "a"]) == 1
     note("a tensor named \x1b[2J")

@@ -111,9 +111,9 @@ def test_signals_end_a_generation_in_order(command, tiny_checkpoint, number, cod
 )
 def test_signals_end_a_load_in_order(command, tiny_checkpoint, number, code, word):
     slow = (
-        "import time, speq.locate as l\n"
+        "import time, speq.conversion.locate as l\n"
         "def wait(*a, **o):\n    print(1, flush=True); time.sleep(60)\n"
-        "l.resolve = wait\n"
+        "l.converted_model = wait\n"
     )
     process = subprocess.Popen(
         command("generate", tiny_checkpoint, "-p", "hi", before=slow), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -161,7 +161,7 @@ def test_absurd_numbers_of_threads_are_refused_before_anything_is_loaded(speq_ru
 
 
 def test_progress_needs_no_thread(monkeypatch):
-    from speq.cli.terminal import ProgressBars
+    from speq.terminal.output import ProgressBars
 
     class Terminal(io.StringIO):
         def isatty(self):

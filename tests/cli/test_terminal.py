@@ -32,7 +32,7 @@ Engine.run = fail
 # Prompts have a progress bar from the first token on.
 BARS = """
 import time
-from speq.api import Model
+from speq.serving.api import Model
 stream = Model.stream
 def with_bar(self, *arguments, progress, **options):
     running = stream(self, *arguments, progress=progress, **options)

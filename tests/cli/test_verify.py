@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from speq import exactness
+from speq.serving import exactness
 
 
 def test_the_command_says_what_was_compared(speq_run, tiny_checkpoint):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 import speq
-from speq.api import Model
-from speq.checkpoint.convert import convert
-from speq.checkpoint.converted import load_converted
-from speq.kernels.native import available_isas
+from speq.backends.cpu import available_isas
+from speq.checkpoint.store import load_converted
+from speq.conversion.convert import convert
 from speq.runtime.engine import Engine
+from speq.serving.api import Model
 
 TOKENS = 60
 PROMPT = [10, 200, 33, 33, 7]

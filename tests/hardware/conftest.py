@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from speq.hardware.verification.coverage import Coverage
+from speq.hardware.testbench.coverage import Coverage
 
 COVERAGE = Coverage()
 CYCLES: list[tuple[Any, ...]] = []
@@ -65,7 +65,7 @@ def check_bench() -> Callable[..., None]:
     from speq.hardware.golden.array import multiply
     from speq.hardware.golden.decoder import decode
     from speq.hardware.parameters import AccumulatorParameters
-    from speq.hardware.verification.bench import assemble
+    from speq.hardware.testbench.bench import assemble
 
     def check(bench: Any, products: Sequence[Any], core: Any) -> None:
         shapes = [(len(product.activations), len(product.weights.codes)) for product in products]

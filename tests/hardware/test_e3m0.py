@@ -1,14 +1,14 @@
-"""e3m0 as the hardware sees it is e3m0 of speq.bits, for every FP16 pattern and every finest exponent."""
+"""e3m0 as the hardware sees it is e3m0 of speq.formats, for every FP16 pattern and every finest exponent."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from speq.bits import Spec, encode
-from speq.bits.bins import exponent_table
-from speq.bits.layout import unpack_codes, unpack_residuals
 from speq.errors import SpeqError
+from speq.formats import Spec, encode
+from speq.formats.bins import exponent_table
+from speq.formats.layout import unpack_codes, unpack_residuals
 from speq.hardware.e3m0 import TOPS, bin_exponents, pack_draft, split, unpack_draft
 from speq.hardware.golden.decoder import decode, draft_levels
 

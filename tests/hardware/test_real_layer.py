@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from speq.bits import draft_values, encode, to_float32
-from speq.bits.spec import Spec
+from speq.formats import draft_values, encode, to_float32
+from speq.formats.spec import Spec
 from speq.hardware.array_parameters import ArrayParameters
 from speq.hardware.cycles import queue_cycles
 from speq.hardware.golden.array import Weights, gemm
@@ -16,7 +16,7 @@ from speq.hardware.golden.exact import error_bound, exact_sum
 from speq.hardware.golden.memory import Product
 from speq.hardware.parameters import AccumulatorParameters
 from speq.hardware.rtl.p3 import P3
-from speq.hardware.verification.bench import assemble
+from speq.hardware.testbench.bench import assemble
 from speq.hardware.verification.verilator import CompiledArray
 
 pytestmark = pytest.mark.slow
@@ -29,8 +29,8 @@ LAYER = "model.layers.0."
 @pytest.fixture(scope="module")
 def layer():
     """The query projection of the first layer, split, and the activations of five tokens that go into it."""
-    from speq.checkpoint.resolve import locate
-    from speq.checkpoint.source import open_source
+    from speq.checkpoint.sources.opening import open_source
+    from speq.conversion.locate import locate
     from speq.errors import SpeqError
 
     try:

@@ -34,7 +34,7 @@ class TinyModel:
 
     def widened(self) -> dict[str, Any]:
         """The weights with float32 matrices, whose activations no product rounds."""
-        from speq.bits import SplitTensor, decode, to_float32
+        from speq.formats import SplitTensor, decode, to_float32
 
         return {
             name: to_float32(decode(weight), weight.spec.dtype) if isinstance(weight, SplitTensor) else weight
@@ -53,7 +53,7 @@ def tiny_model() -> Callable[..., TinyModel]:
 
 
 def _build(dtype: str = "bf16", seed: int = 0, **entries: Any) -> TinyModel:
-    from speq.bits import Spec, encode, from_float32, to_float32
+    from speq.formats import Spec, encode, from_float32, to_float32
 
     config = {**SIZES, **entries}
     torch.manual_seed(seed)

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from speq.kernels.reference import ReferenceStep
-from speq.kernels.step import PAGE, chain
+from speq.backends.reference.step import ReferenceStep
+from speq.graph.step import chain
+from speq.limits import PAGE
 from speq.models.config import model_config
 from speq.models.decoder import build_program
 from speq.runtime.single import SingleSequence

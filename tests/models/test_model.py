@@ -63,7 +63,7 @@ def test_drafts_leave_no_trace_once_verified(engine):
 def test_draft_logits_equal_transformers_with_draft_weights(tiny):
     import torch
 
-    from speq.bits import SplitTensor, draft_values
+    from speq.formats import SplitTensor, draft_values
 
     engine = SingleSequence.of((tiny.config, tiny.weights), backend="reference")
     drafted = engine.forward(IDS, draft=True, logits="all")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from speq.calibration import observe as observe_module
-from speq.calibration.observe import block_width, observe
-from speq.calibration.samples import Sample
+from speq.conversion import observe as observe_module
+from speq.conversion.observe import block_width, observe
+from speq.conversion.samples import Sample
 
 SAMPLES = [
     Sample(np.array([3, 14, 15, 92, 65, 35, 8, 9], np.int32), 0),

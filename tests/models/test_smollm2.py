@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from speq.conversion.locate import converted_model
 from speq.models.tokenizer import Tokenizer
 from speq.runtime.single import SingleSequence
 
@@ -15,12 +16,11 @@ TEXT = "The capital of Italy is Rome, and the capital of France is"
 
 @pytest.fixture(scope="module")
 def converted():
-    from speq.checkpoint.converted import load_converted
-    from speq.checkpoint.resolve import resolve
+    from speq.checkpoint.store import load_converted
     from speq.errors import SpeqError
 
     try:
-        return load_converted(resolve("smollm2-135m-instruct"))
+        return load_converted(converted_model("smollm2-135m-instruct", calibrate=False))
     except SpeqError as error:
         pytest.skip(f"the model cannot be had here: {error}")
 
@@ -28,7 +28,7 @@ def converted():
 @pytest.fixture(scope="module")
 def weights(converted):
     """Everything as float32 arrays."""
-    from speq.bits import decode, to_float32
+    from speq.formats import decode, to_float32
 
     matrices = {name: to_float32(decode(tensor), tensor.spec.dtype) for name, tensor in converted.split.items()}
     return {**matrices, **converted.raw}

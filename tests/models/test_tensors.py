@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from speq.checkpoint.convert import convert
-from speq.checkpoint.converted import load_converted
-from speq.checkpoint.restore import restore
+from speq.checkpoint.store import load_converted
+from speq.conversion.convert import convert
+from speq.conversion.restore import restore
 from speq.errors import SpeqError
-from speq.models.tensors import fit, fit_source
+from speq.models.tensors import load_fitting
 from speq.runtime.single import SingleSequence
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
@@ -49,8 +49,8 @@ def assert_same_logits(path: Path) -> list[str]:
     with torch.no_grad():
         expected = model(torch.tensor([IDS])).logits[0].numpy()
     out = path.parent / "out"
-    notes = convert(path, out, check=fit_source, threads=1).notes
-    converted = load_converted(out, check=fit)
+    notes = convert(path, out, threads=1).notes
+    converted = load_fitting(out)
     logits = SingleSequence.of(converted, backend="reference").forward(IDS, logits="all")
     np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-3 * np.abs(expected).max())
     original, back = (
@@ -85,7 +85,7 @@ def test_some_names_with_the_prefix_and_some_without(saved: Callable[..., Path])
 def test_a_tensor_under_both_names_is_refused(saved: Callable[..., Path]) -> None:
     path = saved("llama", lambda tensors: tensors.update({"norm.weight": tensors["model.norm.weight"] + 1}))
     with pytest.raises(SpeqError, match=r"model\.norm\.weight and norm\.weight are both model\.norm\.weight; delete"):
-        convert(path, path.parent / "out", check=fit_source)
+        convert(path, path.parent / "out")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -109,7 +109,7 @@ def test_a_head_stands_for_an_embedding_that_is_tied_to_it(saved: Callable[..., 
 def test_an_untied_head_that_is_missing_is_refused(saved: Callable[..., Path]) -> None:
     path = saved("llama", lambda tensors: tensors.pop(HEAD), tied=False)
     with pytest.raises(SpeqError, match=r"no tensor 'lm_head\.weight', which .* \(tie_word_embeddings is false\)"):
-        convert(path, path.parent / "out", check=fit_source)
+        convert(path, path.parent / "out")
     assert [file.name for file in path.parent.iterdir()] == ["model"]
 
 
@@ -145,5 +145,5 @@ def test_a_shape_is_explained_by_the_entries_that_say_so(saved: Callable[..., Pa
     ):
         (path / "config.json").write_text(json.dumps(config | entries))
         with pytest.raises(SpeqError, match=f"model: tensor .* has shape {reason}"):
-            convert(path, path.parent / "out", check=fit_source)
+            convert(path, path.parent / "out")
         assert [file.name for file in path.parent.iterdir()] == ["model"]

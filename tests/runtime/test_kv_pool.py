@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from speq.errors import SpeqError
-from speq.kernels.step import PAGE
+from speq.limits import PAGE
 from speq.runtime.kv import KVPool
 
 CONTEXT = 700

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from speq.bits import Spec, encode, from_float32, to_float32
+from speq.formats import Spec, encode, from_float32, to_float32
 from speq.models.config import model_config
 from speq.models.decoder import weight_shapes
 from speq.training.head import Head, HeadConfig, parameter_shapes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from speq.bits import SplitTensor, decode, draft_values, to_float32
+from speq.formats import SplitTensor, decode, draft_values, to_float32
 from speq.runtime.single import SingleSequence
 from speq.training.target import ROUND, Cache, Target, default_taps
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from speq.checkpoint.converted import load_converted
+from speq.checkpoint.store import load_converted
 from speq.cli import run
+from speq.conversion.locate import converted_model
 from speq.errors import SpeqError
-from speq.locate import converted_model
 from speq.models.tokenizer import Tokenizer
 from speq.training import train, writing
 from speq.training.chains import EVERY, STEPS, WRITTEN, _gained, bind_head, measure

@@ -10,7 +10,7 @@ import numpy as np
 from speq.bench import programs
 from speq.bench.machine import read_bandwidth
 from speq.bench.timing import Timing, seconds_of, take_turns
-from speq.kernels.step import Weights, chain
+from speq.graph.step import Weights, chain
 from speq.models.config import ModelConfig
 
 CONTEXTS = (512, 2048, 8192)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Literal
 import speq
 from speq.bench.machine import this_machine
 from speq.bench.prompts import builtin_prompts
-from speq.checkpoint.catalogue import catalogue
-from speq.checkpoint.converted import Converted, load_converted
-from speq.cli.live import LiveText
-from speq.cli.terminal import ProgressBars
+from speq.checkpoint.fetching.catalogue import catalogue
+from speq.checkpoint.store import Converted, load_converted
+from speq.conversion.locate import converted_model
 from speq.errors import SpeqError
-from speq.locate import converted_model
+from speq.terminal.live import LiveText
+from speq.terminal.output import ProgressBars
 
 if TYPE_CHECKING:
     from rich.console import Console

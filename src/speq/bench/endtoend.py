@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from speq.api import Model
 from speq.bench.machine import read_bandwidth
 from speq.bench.programs import plane_bytes, products
 from speq.bench.prompts import Prompt
-from speq.kernels.step import Weights
+from speq.graph.step import Weights
 from speq.models.config import ModelConfig
+from speq.serving.api import Model
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from speq.bench import programs
 from speq.bench.machine import read_bandwidth
 from speq.bench.prefill import SQUARE_OPERATIONS, numpy_product
 from speq.bench.timing import Timing, seconds_of, take_turns
-from speq.kernels.step import Weights, chain
+from speq.graph.step import Weights, chain
 from speq.models.config import ModelConfig
 from speq.processors import default_threads
 

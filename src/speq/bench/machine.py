@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from speq import _native
-from speq.kernels.native import available_isas
+from speq.backends.cpu import available_isas
 from speq.processors import default_threads
 
 

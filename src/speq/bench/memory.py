@@ -94,7 +94,7 @@ def _measured(path: Path, threads: int | None, new_tokens: int, started: float) 
     first, since_start = time.perf_counter(), time.time() - started
     for _ in stream:
         pass
-    from speq.checkpoint.layout import WEIGHTS
+    from speq.checkpoint.store import WEIGHTS
     from speq.models.config import model_config
 
     config = model_config(json.loads((path / "config.json").read_text(encoding="utf-8")))

@@ -11,11 +11,11 @@ from functools import partial
 
 import numpy as np
 
+from speq.backends.cpu import NativeStep
 from speq.bench import programs
 from speq.bench.timing import seconds_of, take_turns
-from speq.kernels.native import NativeStep
-from speq.kernels.ops import GatedLinear, Head, Linear, Op
-from speq.kernels.step import Weights, chain
+from speq.graph.ops import Operator
+from speq.graph.step import Weights, chain
 from speq.models.config import ModelConfig
 from speq.models.decoder import build_program
 
@@ -55,12 +55,12 @@ def measure_overhead(
     token = programs.token_ids(config.vocab_size, 1)
     ops = build_program(config).ops
 
-    def bound(chosen: tuple[Op, ...]) -> NativeStep:
+    def bound(chosen: tuple[Operator, ...]) -> NativeStep:
         return programs.bind(config, weights, chosen, cache, 1, threads)
 
     steps = {
         "whole": bound(ops),
-        "products": bound(tuple(op for op in ops if isinstance(op, (Linear, GatedLinear, Head)))),
+        "products": bound(tuple(op for op in ops if op.products)),
         "empty": bound(()),
     }
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from speq.bench import programs
 from speq.bench.timing import Timing, seconds_of, take_turns
-from speq.kernels.step import Weights
+from speq.graph.step import Weights
 from speq.models.config import ModelConfig
 from speq.processors import default_threads
 from speq.runtime.single import SingleSequence

@@ -7,22 +7,20 @@ models would fit into the processor's cache even so; :func:`evict` pushes them o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.bits import SplitTensor
-from speq.kernels.native import NativeStep
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Op, Sample, StepProgram, Tap
-from speq.kernels.step import PAGE, Weights
+from speq.backends.cpu import NativeStep
+from speq.formats import SplitTensor
+from speq.graph.ops import Operator, StepProgram
+from speq.graph.step import Weights
+from speq.limits import PAGE
 from speq.models.config import ModelConfig
 from speq.models.decoder import build_program
 from speq.runtime.kv import KVPool
 
 _EVICT = np.ones(1 << 24, dtype=np.float32)  # 64 MiB, more than the last level of most caches
-
-Products: TypeAlias = Linear | GatedLinear | Head
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Group:
     """
 
     name: str
-    ops: tuple[Op, ...]
+    ops: tuple[Operator, ...]
     matrices: tuple[str, ...] = ()
 
     @property
@@ -46,12 +44,12 @@ class Group:
 
 def groups(config: ModelConfig) -> list[Group]:
     """The kinds of operators of a model: the five matrix products, then embedding and attention."""
-    found: dict[str, list[Op]] = {}
+    found: dict[str, list[Operator]] = {}
     for op in build_program(config).ops:
-        if isinstance(op, (Tap, Sample)):  # they do nothing in the passes that are timed
+        if not op.products and not op.writes:  # it does nothing in the passes that are timed
             continue
         found.setdefault(_kind(op), []).append(op)
-    made = [Group(name, tuple(ops), sum((_matrices(op) for op in ops), ())) for name, ops in found.items()]
+    made = [Group(name, tuple(ops), sum((op.products for op in ops), ())) for name, ops in found.items()]
     return sorted(made, key=lambda group: not group.is_product)
 
 
@@ -61,7 +59,12 @@ def products(config: ModelConfig) -> list[Group]:
 
 
 def bind(
-    config: ModelConfig, weights: Weights, ops: tuple[Op, ...], cache: KVPool, max_tokens: int, threads: int | None
+    config: ModelConfig,
+    weights: Weights,
+    ops: tuple[Operator, ...],
+    cache: KVPool,
+    max_tokens: int,
+    threads: int | None,
 ) -> NativeStep:
     """A native step of these operators alone; an embedding comes first, so that the residual stream is never empty."""
     program: StepProgram = build_program(config)
@@ -106,22 +109,11 @@ def token_ids(vocab_size: int, count: int, seed: int = 0) -> NDArray[np.int32]:
     return np.random.default_rng(seed).integers(0, vocab_size, count).astype(np.int32)
 
 
-def _kind(op: Op) -> str:
-    if isinstance(op, Embed):
-        return "embedding row"
-    if isinstance(op, Linear):
-        stem = op.weights[0].split(".")[-2]
-        return {"q_proj": "q, k, v", "o_proj": "attention out", "down_proj": "down"}[stem]
-    if isinstance(op, GatedLinear):
-        return "gate, up"
-    if isinstance(op, Attention):
-        return "attention"
-    return "head"
+_KINDS = {"q_proj": "q, k, v", "o_proj": "attention out", "gate_proj": "gate, up", "down_proj": "down"}
 
 
-def _matrices(op: Op) -> tuple[str, ...]:
-    if isinstance(op, Linear):
-        return op.weights
-    if isinstance(op, GatedLinear):
-        return (op.gate, op.up)
-    return (op.weight,) if isinstance(op, Head) else ()
+def _kind(op: Operator) -> str:
+    """What tables call an operator: by its first matrix; by the input where it has none."""
+    if op.products:
+        return _KINDS.get(op.products[0].split(".")[-2], "head")
+    return "attention" if op.reads else "embedding row"

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speq.bench.results import commit
-from speq.checkpoint.converted import Converted
 from speq.checkpoint.storage import writing_to
+from speq.checkpoint.store import Converted
 from speq.errors import SpeqError
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from speq.backends.cpu import NativeStep
 from speq.bench import programs
 from speq.bench.timing import Timing, seconds_of, take_turns
-from speq.kernels.native import NativeStep
-from speq.kernels.step import Weights, chain
+from speq.graph.step import Weights, chain
 from speq.models.config import ModelConfig
 
 _ROUNDS = 50

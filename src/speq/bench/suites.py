@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from speq.api import load
 from speq.bench.attention import AttentionRow, measure_attention
 from speq.bench.endtoend import EndToEnd, bytes_per_token, measure_end_to_end
 from speq.bench.kernels import TOKENS, KernelRow, measure_kernels
@@ -19,9 +18,10 @@ from speq.bench.prefill import measure_prefill
 from speq.bench.prompts import Prompt
 from speq.bench.report import Column, Report, Table, describe_model, row_of
 from speq.bench.small_operators import OperatorRow, measure_small_operators
-from speq.checkpoint.converted import Converted, load_converted
-from speq.kernels.step import Weights
+from speq.checkpoint.store import Converted, load_converted
+from speq.graph.step import Weights
 from speq.models.tensors import fit
+from speq.serving.api import load
 
 Say = Callable[[str], None]
 """Told in a few words what is measured next."""

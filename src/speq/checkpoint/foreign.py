@@ -1,11 +1,14 @@
-"""Files that are given for weights and are something else, recognised by what is in them."""
+"""What is given for 16-bit weights and is something else: files, recognised by what is in them, and quantised
+checkpoints, told by the names of their tensors.
+"""
 
 from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 _HEAD = 1024  # bytes that tell
 _OLD_GGML = {b"lmgg": "GGML", b"fmgg": "GGMF", b"tjgg": "GGJT", b"algg": "GGLA"}  # stored as little-endian numbers
@@ -100,3 +103,65 @@ def _archive(path: Path, head: bytes) -> str | None:
     kind = next((kind for magic, kind in _ARCHIVES.items() if head.startswith(magic)), None)
     kind = kind or ("tar" if head[257:262] == b"ustar" else None)
     return f"is a {kind} archive: unpack it first" if kind else None
+
+
+class Quantisation(NamedTuple):
+    """A method, and a tensor that tells of it."""
+
+    method: str
+    tensor: str
+
+
+# Each method stores codes and what scales them side by side under names of its own, and not every config.json mentions
+# it.
+_FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E8M0")
+
+# In this order: a name that several methods share is told by the names beside it. Each line has what ends the names of
+# a matrix's tensors, in place of ".weight" or after it.
+_ENDINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("GPTQ", (".qweight", ".g_idx")),
+    ("AWQ", (".qweight", ".qzeros")),
+    ("GPTQ or AWQ", (".qweight",)),
+    ("compressed-tensors", (".weight_packed",)),
+    ("compressed-tensors", (".weight_shape", ".weight_scale")),
+    ("FP8", (".weight_scale_inv",)),
+    ("bitsandbytes", (".absmax",)),
+    ("bitsandbytes", (".quant_map",)),
+    ("bitsandbytes", (".SCB",)),
+    ("MXFP4", (".weight_blocks",)),
+    ("MXFP4", ("_blocks", "_scales")),
+    ("HQQ", (".W_q",)),
+    ("EXL2", (".q_weight",)),
+    ("EXL3", (".trellis",)),
+    ("AQLM", (".codebooks",)),
+    ("QuIP#", (".Qidxs",)),
+    ("EETQ", (".qweight_scales",)),
+    ("quanto", (".weight._data",)),
+    ("MLX", (".weight", ".scales")),
+)
+_INFIXES = ((".quant_state.", "bitsandbytes"),)
+
+
+def quantisation_method(dtypes: Mapping[str, str]) -> Quantisation | None:
+    """How the weights of a checkpoint are quantised, or None.
+
+    Args:
+        dtypes: the stored type of every tensor, a safetensors name, by the tensor's name.
+    """
+    for name in dtypes:
+        for infix, method in _INFIXES:
+            if infix in name:
+                return Quantisation(method, name)
+    for method, endings in _ENDINGS:
+        first, *others = endings
+        for name in dtypes:
+            stem = name.removesuffix(first)
+            if stem != name and all(stem + other in dtypes for other in others):
+                return Quantisation(method, name)
+    for name, dtype in dtypes.items():
+        if dtype in _FLOAT8:
+            return Quantisation(f"FP8 ({dtype})", name)
+    for name in dtypes:
+        if name.endswith((".weight_scale", ".weight_scales")):
+            return Quantisation("scaled integers", name)
+    return None

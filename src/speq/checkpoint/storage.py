@@ -1,4 +1,6 @@
-"""The user's cache directory, and what can go wrong with disks, said in one clear line."""
+"""The user's disk: the cache, files that are replaced whole, directories that appear when they are complete, and
+what can go wrong, said in one clear line.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,21 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+from speq.checkpoint.foreign import describe_file
 from speq.errors import SpeqError
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """``progress(label, done, total)``, called often; counts are bytes for files and weights for conversions."""
 
+INSIDE = ".partial"
+"""The hidden directory in one that is there already."""
+_NO_CONTENT = {INSIDE, "lost+found", ".DS_Store"}
+_LONGEST_NAME = 255  # bytes, on most file systems
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # file systems that have none
 
@@ -159,12 +167,91 @@ def replacing(path: Path, new: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def read_json(path: Path, missing: str) -> dict[str, Any]:
+    """A JSON object from a file; ``missing`` is the error message when there is no such file."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise SpeqError(missing) from None
+    except (ValueError, OSError, RecursionError) as error:
+        what = describe_file(path, "json") if isinstance(error, ValueError) else None
+        raise SpeqError(f"{path} {what}" if what else f"cannot read {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise SpeqError(f"cannot read {path}: it is not a JSON object")
+    return content
+
+
 def read_json_if_whole(path: Path) -> Any:
     """What a JSON file holds; None if it is not there or damaged."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def place(dst: Path) -> Path:
+    """The absolute path without links of a directory that is there or can be made.
+
+    Raises:
+        SpeqError: it is neither, or nothing can be written there.
+    """
+    try:
+        target = Path(os.path.realpath(dst))
+        target.lstat()
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        raise SpeqError(f"cannot write {dst}: a file is where its directory should be; choose another place") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SpeqError(f"cannot write {dst}: {reason}; choose another name") from None
+    if target.is_symlink():  # links are resolved: this one leads back to itself
+        raise SpeqError(f"cannot write {dst}: it is a link to itself; choose another name")
+    if target.exists() and not target.is_dir():
+        raise SpeqError(f"{dst} exists and is not a directory; choose another name")
+    check_writable(next(path for path in (target, *target.parents) if path.is_dir()))
+    return target
+
+
+def hidden(target: Path) -> Path:
+    """The directory that becomes ``target`` when it is complete, or whose content does."""
+    return target / INSIDE if target.is_dir() else beside(target)
+
+
+def beside(target: Path) -> Path:
+    """A hidden name next to a path, no longer than names can be."""
+    name = f".{target.name}.partial"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{sha256(os.fsencode(target.name)).hexdigest()[:32]}.partial"
+    return target.with_name(name)
+
+
+def empty(directory: Path) -> None:
+    """Remove all that a directory holds."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def remove_new(parents: list[Path]) -> None:
+    """Remove directories that were made for a destination, inner ones first, if nothing came to lie in them."""
+    for path in parents:
+        with suppress(OSError):
+            path.rmdir()
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether nothing would be mixed with what is put into a directory.
+
+    Raises:
+        SpeqError: it cannot be read.
+    """
+    try:
+        return all(path.name in _NO_CONTENT for path in directory.iterdir())
+    except OSError as error:
+        raise SpeqError(f"cannot read {directory}: {error.strerror}; choose another place") from None
 
 
 def _is_open_as(handle: int, path: Path) -> bool:

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.checkpoint.layout import WEIGHTS, Record, as_bytes, checksum
 from speq.checkpoint.safetensors import ALIGNMENT, Entry, encode_header
 from speq.checkpoint.storage import read_json_if_whole, replace_file
+from speq.checkpoint.store import WEIGHTS, Record, as_bytes, checksum
 
 JOB, JOURNAL = "job.json", "journal.jsonl"
 _ENTRY_BYTES = 150  # more than one array's line in the header takes, without its name

@@ -125,7 +125,7 @@ def _fail(message: str) -> int:
 
 def _say(line: str) -> None:
     """Print a line on stderr; it may quote a file, whose control characters must not drive a terminal."""
-    from speq.cli.terminal import printable
+    from speq.terminal.output import printable
 
     click.echo(printable(line), err=True)
 

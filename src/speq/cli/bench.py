@@ -10,7 +10,7 @@ import click
 
 from speq.bench.peers import DEFAULT, ENGINES
 from speq.cli.options import threads_option
-from speq.cli.terminal import ProgressBars, note
+from speq.terminal.output import ProgressBars, note
 
 if TYPE_CHECKING:
     from speq.bench.report import Report
@@ -169,7 +169,7 @@ def _check_writable(json_path: Path | None, csv_path: Path | None) -> None:
 
 
 def _resolve(model: str) -> Path:
-    from speq.locate import converted_model
+    from speq.conversion.locate import converted_model
 
     with ProgressBars() as progress:
         return converted_model(model, progress=progress)

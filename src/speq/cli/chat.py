@@ -10,8 +10,8 @@ import click
 from speq.cli.generate import print_notes, show
 from speq.cli.options import decoding_options, model_options, parse_decoding
 from speq.cli.streams import stdin
-from speq.cli.terminal import ProgressBars, dim, is_live, printable
 from speq.errors import SpeqError
+from speq.terminal.output import ProgressBars, dim, is_live, printable
 
 _HELP = "/new starts over, /exit (or Ctrl-D) ends, Ctrl-C stops an answer."
 
@@ -33,7 +33,7 @@ def chat(
 ) -> int:
     """Talk with a model. Lines come from stdin, so a conversation can be piped in."""
     decoding = parse_decoding(options).to_stream()
-    from speq.api import load
+    from speq.serving.api import load
 
     stdin()  # closed: say so at once
     opening = [{"role": "system", "content": system}] if system else []

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from speq.cli.options import threads_option
-from speq.cli.terminal import ProgressBars, note
+from speq.terminal.output import ProgressBars, note
 
 
 @click.command()
 @click.argument("name")
 def pull(name: str) -> None:
     """Fetch a catalogue model or hub id into the cache, verified; prints where it lies."""
-    from speq.checkpoint.pull import pull as fetch
+    from speq.checkpoint.fetching.pull import pull as fetch
 
     with ProgressBars() as progress:
         path = fetch(name, progress)
@@ -62,11 +62,10 @@ def convert(src: str, dst: Path, group_size: str, calibrate: bool, force: bool, 
     An interrupted conversion continues when it is started again. An earlier conversion of SRC at DST is brought up to
     date: what has changed is done, the rest stays.
     """
-    from speq.calibration import Calibration
-    from speq.checkpoint.build import destination
-    from speq.checkpoint.convert import convert as convert_files
-    from speq.checkpoint.resolve import locate
-    from speq.models.tensors import fit_source
+    from speq.conversion.calibrate import Calibration
+    from speq.conversion.convert import convert as convert_files
+    from speq.conversion.locate import locate
+    from speq.conversion.workplace import destination
 
     destination(dst)
     with ProgressBars() as progress:
@@ -76,7 +75,6 @@ def convert(src: str, dst: Path, group_size: str, calibrate: bool, force: bool, 
             dst,
             group_size=int(group_size),
             calibration=Calibration() if calibrate else None,
-            check=fit_source,
             progress=progress,
             replace_other=force,
             **options,
@@ -95,8 +93,8 @@ def convert(src: str, dst: Path, group_size: str, calibrate: bool, force: bool, 
 @click.argument("dst", type=click.Path(path_type=Path))
 def restore(model: str, dst: Path) -> None:
     """Write the 16-bit safetensors that MODEL was converted from to the directory DST, bit for bit."""
-    from speq.checkpoint.restore import restore as restore_files
-    from speq.locate import converted_model
+    from speq.conversion.locate import converted_model
+    from speq.conversion.restore import restore as restore_files
 
     with ProgressBars() as progress:
         path = restore_files(converted_model(model, progress=progress), dst, progress)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from speq.cli.live import LiveText
 from speq.cli.options import decoding_options, model_options, parse_decoding
 from speq.cli.streams import stdin
-from speq.cli.terminal import ProgressBars, dim, is_live, json_line, note
 from speq.errors import SpeqError
+from speq.terminal.live import LiveText
+from speq.terminal.output import ProgressBars, dim, is_live, json_line, note
 
 if TYPE_CHECKING:
-    from speq.api import Model, Stream
     from speq.decoding.stats import Statistics
     from speq.decoding.stream import Piece
+    from speq.serving.api import Model, Stream
 
 
 @click.command()
@@ -62,8 +62,8 @@ def generate(
         raise click.UsageError("give exactly one of -p TEXT, -f FILE and --ids")
     decoding = parse_decoding(options)
     given = _read_prompt(prompt, file, ids)
-    from speq.api import load
     from speq.decoding.trace import check_writable
+    from speq.serving.api import load
 
     if trace:
         check_writable(trace)

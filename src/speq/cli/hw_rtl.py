@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from speq.cli.terminal import ProgressBars, note
 from speq.errors import SpeqError
+from speq.terminal.output import ProgressBars, note
 
 if TYPE_CHECKING:
     from speq.hardware.synthesis.table import LibraryTable

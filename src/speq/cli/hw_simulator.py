@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from speq.cli.terminal import ProgressBars, note
+from speq.terminal.output import ProgressBars, note
 
 if TYPE_CHECKING:
     from rich.console import Console

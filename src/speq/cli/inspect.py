@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from speq.cli.terminal import ProgressBars, json_line, note, printable
+from speq.terminal.output import ProgressBars, json_line, note, printable
 
 if TYPE_CHECKING:
-    from speq.inspection import Figures
+    from speq.conversion.inspection import Figures
 
 _BAR = 50  # columns of the longest bar
 
@@ -19,13 +19,12 @@ _BAR = 50  # columns of the longest bar
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(model: str, as_json: bool) -> None:
     """Show bits per weight, the exponent histogram, escapes and the draft's error, in all and per layer."""
-    from speq.checkpoint.converted import load_converted
-    from speq.inspection import inspect_model
-    from speq.locate import converted_model
-    from speq.models.tensors import fit
+    from speq.conversion.inspection import inspect_model
+    from speq.conversion.locate import converted_model
+    from speq.models.tensors import load_fitting
 
     with ProgressBars() as progress:
-        converted = load_converted(converted_model(model, progress=progress), check=fit)
+        converted = load_fitting(converted_model(model, progress=progress))
         total, layers = inspect_model(converted, progress)
     about = {
         "model": model,

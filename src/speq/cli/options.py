@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import click
 
+from speq.limits import LONGEST_DRAFT
 from speq.processors import MAX_THREADS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -23,11 +24,11 @@ def _draft(context: click.Context, option: click.Parameter, value: str) -> str:
 
 
 def _draft_length(context: click.Context, option: click.Parameter, value: str) -> int | None:
-    """A number of tokens from 1 to 16, or ``None`` for ``auto``."""
+    """A number of tokens, or ``None`` for ``auto``."""
     if value == "auto":
         return None
-    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= 16):
-        raise click.BadParameter(f"{value!r} is neither a number from 1 to 16 nor auto", context, option)
+    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= LONGEST_DRAFT):
+        raise click.BadParameter(f"{value!r} is neither a number from 1 to {LONGEST_DRAFT} nor auto", context, option)
     return int(value)
 
 
@@ -47,7 +48,7 @@ _DECODING = (
         callback=_draft_length,
         default="auto",
         show_default=True,
-        help="Tokens to draft each round, 1 to 16; auto decides by confidence and cost.",
+        help=f"Tokens to draft each round, 1 to {LONGEST_DRAFT}; auto decides by confidence and cost.",
     ),
     click.option(
         "--temperature",
@@ -93,7 +94,7 @@ class Decoding:
     stop: tuple[str, ...]
 
     def to_stream(self) -> dict[str, Any]:
-        """Keyword arguments for :meth:`speq.api.Model.stream`."""
+        """Keyword arguments for :meth:`speq.serving.api.Model.stream`."""
         from speq.runtime.sampling import Sampling
 
         return {

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from speq.cli.options import threads_option
-from speq.cli.terminal import ProgressBars, note
+from speq.terminal.output import ProgressBars, note
 
 
 @click.command(name="train-head")
@@ -70,8 +70,8 @@ def train_head(model: str, out: Path, files: tuple[Path, ...], threads: int | No
     require_torch()
     import torch
 
-    from speq.checkpoint.catalogue import find_entry
-    from speq.locate import converted_model
+    from speq.checkpoint.fetching.catalogue import find_entry
+    from speq.conversion.locate import converted_model
     from speq.processors import default_threads
     from speq.training.job import Options, check_free
     from speq.training.train import train_head as train

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from speq.cli.options import model_options
-from speq.cli.terminal import ProgressBars
 from speq.errors import SpeqError
+from speq.terminal.output import ProgressBars
 
 if TYPE_CHECKING:
-    from speq.exactness import Outcome
+    from speq.serving.exactness import Outcome
 
 
 @click.command()
@@ -43,11 +43,11 @@ def verify(
 
     Disturbances made on purpose must be caught, or the check itself fails.
     """
-    from speq.api import load
     from speq.bench.prompts import builtin_prompts, read_prompts
-    from speq.checkpoint.converted import load_converted
-    from speq.exactness import Subject, outcomes
-    from speq.locate import converted_model
+    from speq.checkpoint.store import load_converted
+    from speq.conversion.locate import converted_model
+    from speq.serving.api import load
+    from speq.serving.exactness import Subject, outcomes
 
     if context is not None:
         raise click.UsageError("verify chooses its own context: leave out --context")

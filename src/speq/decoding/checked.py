@@ -8,7 +8,7 @@ from dataclasses import replace
 from speq.decoding.drafters import Ask, Context, Drafter, Drawn, Proposing
 from speq.decoding.verify import Proposal, Verification
 from speq.errors import SpeqError
-from speq.kernels.step import MOST_LIKELY
+from speq.limits import MOST_LIKELY
 from speq.runtime.batch import Level, Limits
 
 

@@ -23,11 +23,9 @@ from collections.abc import Sequence
 
 from speq.decoding.acceptance import Acceptance
 from speq.decoding.costs import Costs
+from speq.limits import QUICK_ROWS
 
-LONGEST_DRAFT = 16
-"""Most tokens that a caller may ask for in each round."""
-
-MAX_DRAFT = 15  # a verify pass of 16 tokens is the widest that the kernels treat as one
+MAX_DRAFT = QUICK_ROWS - 1  # the longest whose verify pass costs little more than one token
 
 _KEEP = 0.93  # weight of older rounds in the rate
 _FIRST_PAUSE, _LONGEST_PAUSE = 8, 256

@@ -16,10 +16,11 @@ from speq.decoding.policy import Policy
 from speq.decoding.stats import Statistics
 from speq.decoding.verify import verify
 from speq.errors import SpeqError
+from speq.limits import BATCH_ROWS
 from speq.runtime.kv import KVHandle, KVPool
 from speq.runtime.sampling import Sampling
 
-PREFILL_CHUNK = 256
+PREFILL_CHUNK = BATCH_ROWS
 """Tokens of a prompt that are fed at a time while nobody else waits."""
 
 Progress: TypeAlias = Callable[[str, int, int], None]

@@ -1,1 +1,1 @@
-"""The accelerator: RTL, golden model, verification, synthesis and simulator. Imports only speq.bits and speq.errors."""
+"""The accelerator: RTL, golden model, verification, synthesis and simulator. Of speq it imports formats and errors."""

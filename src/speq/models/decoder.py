@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
+from speq.graph.ops import Attention, Embed, GatedLinear, Linear, LMHead, Norm, Operator, Sample, StepProgram, Tap
 from speq.models.config import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -23,11 +23,11 @@ def build_program(config: ModelConfig) -> StepProgram:
     Buffers: ``hidden`` the residual stream, ``qkv`` queries, keys and values side by side, ``attention`` the heads'
         outputs, ``gated`` the inner activations of the feed-forward part.
     """
-    ops: list[Op] = [Embed(EMBEDDING, "hidden")]
+    ops: list[Operator] = [Embed(EMBEDDING, "hidden")]
     for layer in range(config.layers):
         ops += _layer(config, layer)
         ops.append(Tap("hidden", tap_name(layer)))
-    ops.append(Head("hidden", EMBEDDING if config.tied_head else HEAD, Norm(FINAL_NORM, config.norm_eps)))
+    ops.append(LMHead("hidden", EMBEDDING if config.tied_head else HEAD, Norm(FINAL_NORM, config.norm_eps)))
     ops.append(Sample())
     return StepProgram(
         ops=tuple(ops),
@@ -51,7 +51,7 @@ def tap_name(layer: int) -> str:
     return f"layer.{layer}"
 
 
-def _layer(config: ModelConfig, layer: int) -> list[Op]:
+def _layer(config: ModelConfig, layer: int) -> list[Operator]:
     prefix = f"model.layers.{layer}."
     attention = prefix + "self_attn."
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from speq.bits.tensor import MAX_COLUMNS
-from speq.checkpoint.source import INTEGERS, NamedSource, Source, TensorInfo
+from speq.checkpoint.sources.source import INTEGERS, NamedSource, Source, TensorInfo
+from speq.checkpoint.store import Converted, load_converted, read_config, read_manifest
 from speq.errors import SpeqError
+from speq.formats.tensor import MAX_COLUMNS
 from speq.models.config import ModelConfig, model_config
 from speq.models.decoder import EMBEDDING, HEAD, weight_dimensions, weight_shapes
 
@@ -51,6 +53,27 @@ def fit(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], said_b
             reason = ", ".join(dict.fromkeys(d.entries for d in dimensions))
             raise SpeqError(f"tensor {name!r} has shape {tuple(found)}, {said_by} implies {implied} ({reason})")
     return model
+
+
+def load_fitting(path: Path, *, threads: int | None = None) -> Converted:
+    """Map a converted checkpoint whose tensors are those that its config calls for.
+
+    They are compared before a byte of the weights is read.
+
+    Args:
+        path: its directory.
+        threads: as for :func:`speq.checkpoint.store.load_converted`.
+
+    Raises:
+        SpeqError: as :func:`fit` does, with the path, or as for loading.
+    """
+    _, records, _ = read_manifest(path)
+    config = read_config(path)
+    try:
+        fit(config, {record.name: record.shape for record in records})
+    except SpeqError as error:
+        raise SpeqError(f"{path}: {error}") from None
+    return load_converted(path, threads=threads)
 
 
 def fit_source(source: Source) -> Source:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from speq.checkpoint.gguf_pretokenizers import pre_tokenizer_for, without_offsets
+from speq.checkpoint.gguf.pretokenizers import pre_tokenizer_for, without_offsets
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.errors import SpeqError
-from speq.kernels.step import TREE_ROWS, Draw, Rows, SpanRows, Step, Weights, positions
+from speq.graph.step import Draw, Rows, SpanRows, Step, Weights, positions
+from speq.limits import BATCH_ROWS, QUICK_ROWS, TREE_ROWS
 from speq.models.config import ModelConfig
 from speq.models.decoder import build_program
 from speq.models.tensors import fit
@@ -18,10 +19,6 @@ from speq.runtime.kv import KVHandle, KVPool
 from speq.runtime.sampling import GREEDY, Choice, checked
 
 Backend: TypeAlias = Literal["native", "reference"]
-ROWS = 256
-"""Most tokens of a batch."""
-QUICK_ROWS = 16
-"""Most tokens of a batch that the kernels treat as few."""
 
 
 class Checkpoint(Protocol):
@@ -79,7 +76,7 @@ class Engine:
             raise SpeqError(f"{sequences} sequences at once is out of range: use at least 1")
         self.vocab_size = self.config.vocab_size
         length = context or limit
-        self.limits = Limits(length, min(ROWS, length), TREE_ROWS, QUICK_ROWS, sequences)
+        self.limits = Limits(length, min(BATCH_ROWS, length), TREE_ROWS, QUICK_ROWS, sequences)
         self.kv = KVPool(
             self.config.layers, self.config.kv_heads, self.config.head_dim, context=length, sequences=sequences
         )
@@ -181,9 +178,9 @@ def _bind(
 ) -> Step:
     program = build_program(config)
     if backend == "reference":
-        from speq.kernels.reference import ReferenceStep
+        from speq.backends.reference.step import ReferenceStep
 
         return ReferenceStep(program, weights, kv, max_tokens)
-    from speq.kernels.native import NativeStep
+    from speq.backends.cpu import NativeStep
 
     return NativeStep(program, weights, kv, max_tokens, threads=threads, isa=isa)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from speq.errors import SpeqError
-from speq.kernels.step import PAGE
+from speq.limits import PAGE
 
 _SPARE = 1  # pages beyond its end that a sequence keeps when it is cut, for the next draft
 

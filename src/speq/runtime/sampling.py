@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from speq import _native
 from speq.errors import SpeqError
-from speq.kernels.step import Draw, Drawn
+from speq.graph.step import Draw, Drawn
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from speq.runtime.batch import Batch, Engine, Span
-from speq.turns import Turns
+from speq.runtime.turns import Turns
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from speq.kernels.step import Weights
+    from speq.graph.step import Weights
     from speq.runtime.engine import Backend, Checkpoint
 
 Logits: TypeAlias = Literal["none", "last", "all"]

@@ -11,9 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from speq.checkpoint.build import beside, is_empty, place
-from speq.checkpoint.converted import Converted
-from speq.checkpoint.storage import exclusive, read_json_if_whole, writing_to
+from speq.checkpoint.storage import beside, exclusive, is_empty, place, read_json_if_whole, writing_to
+from speq.checkpoint.store import Converted
 from speq.errors import SpeqError
 
 VERSION = 1

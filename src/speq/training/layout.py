@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.bits import from_float32, to_float32
-from speq.checkpoint.huggingface import read_json
-from speq.checkpoint.layout import as_bytes
 from speq.checkpoint.safetensors import SafetensorsFile, write_header
+from speq.checkpoint.storage import read_json
+from speq.checkpoint.store import as_bytes
 from speq.errors import SpeqError
+from speq.formats import from_float32, to_float32
 from speq.models.rope import rotary_frequencies
 from speq.training.head import HeadConfig, parameter_shapes
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from speq.bits import SplitTensor, decode, draft_values, to_float32
+from speq.formats import SplitTensor, decode, draft_values, to_float32
 from speq.models.config import ModelConfig
 from speq.models.decoder import EMBEDDING, FINAL_NORM, HEAD
 from speq.models.rope import RotaryFrequencies

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from speq.checkpoint.converted import Converted, load_converted
 from speq.checkpoint.storage import Progress, replacing
+from speq.checkpoint.store import Converted, load_converted
 from speq.errors import SpeqError
 from speq.models.config import model_config
 from speq.models.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.checkpoint.converted import Converted
+from speq.checkpoint.store import Converted
 from speq.errors import SpeqError
 from speq.models.config import ModelConfig
 from speq.models.decoder import EMBEDDING

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speq.bits import Spec
+from speq.formats import Spec
 from speq.hardware.e3m0 import pack_draft
 from speq.hardware.golden.pe import NAN, Accumulator, accumulate, to_float32
 from speq.hardware.parameters import AccumulatorParameters

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speq.bits import decode, encode
-from speq.bits.spec import Spec
 from speq.errors import SpeqError
+from speq.formats import decode, encode
+from speq.formats.spec import Spec
 from speq.hardware.golden.array import Weights, gemm
 from speq.hardware.golden.decoder import decode as decode_words
 

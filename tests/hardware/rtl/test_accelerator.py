@@ -11,7 +11,7 @@ from speq.hardware.array_parameters import ArrayParameters, Gemm
 from speq.hardware.cycles import queue_cycles
 from speq.hardware.golden.memory import OPERANDS, store
 from speq.hardware.rtl.p3 import P3
-from speq.hardware.verification.bench import RandomStall, assemble
+from speq.hardware.testbench.bench import RandomStall, assemble
 from speq.hardware.verification.vectors import random_product, random_size
 
 SMALL = ArrayParameters(rows=2, columns=2, burst=8)

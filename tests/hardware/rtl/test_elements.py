@@ -14,7 +14,7 @@ from speq.hardware.rtl.element import ProcessingElement
 from speq.hardware.rtl.normalise import Normalise
 from speq.hardware.rtl.row_edge import RowEdge
 from speq.hardware.synthesis.table import VARIANTS
-from speq.hardware.verification.operations import accumulator_words, cover, golden_sums, random_operations
+from speq.hardware.testbench.operations import accumulator_words, cover, golden_sums, random_operations
 
 FORMATS = [
     AccumulatorParameters(),

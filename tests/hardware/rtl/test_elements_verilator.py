@@ -18,7 +18,7 @@ from speq.hardware.parameters import AccumulatorParameters
 from speq.hardware.rtl.element import ProcessingElement
 from speq.hardware.rtl.emit import emit
 from speq.hardware.synthesis.table import VARIANTS
-from speq.hardware.verification.operations import (
+from speq.hardware.testbench.operations import (
     CORNERS,
     Operations,
     accumulator_words,

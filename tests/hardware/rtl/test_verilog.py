@@ -13,7 +13,7 @@ from speq.hardware.rtl.p0 import P0
 from speq.hardware.rtl.p1 import P1
 from speq.hardware.rtl.p2 import P2
 from speq.hardware.rtl.p3 import P3
-from speq.hardware.verification.bench import RandomStall
+from speq.hardware.testbench.bench import RandomStall
 from speq.hardware.verification.vectors import random_product, random_size
 from speq.hardware.verification.verilator import CompiledArray
 

@@ -12,9 +12,9 @@ from speq.hardware.golden.row_edge import row_operands, row_words
 from speq.hardware.parameters import AccumulatorParameters
 from speq.hardware.rtl.decoder import Decoder
 from speq.hardware.synthesis.flow import LIBRARIES, NEUTRAL, synthesise
+from speq.hardware.synthesis.gate_level import GateSimulator, compile_function
 from speq.hardware.synthesis.table import VARIANTS
-from speq.hardware.verification.gate_level import GateSimulator, compile_function
-from speq.hardware.verification.operations import Operations, accumulator_words, cover, golden_sums, random_operations
+from speq.hardware.testbench.operations import Operations, accumulator_words, cover, golden_sums, random_operations
 
 PARAMETERS = AccumulatorParameters()
 EVERY = np.arange(65536, dtype=np.uint16)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from speq.bench.peers import Files
 from speq.bench.peers.gguf_export import export_gguf
-from speq.checkpoint.layout import MANIFEST
-from speq.checkpoint.restore import restore
 from speq.checkpoint.storage import Progress, make_dir
+from speq.checkpoint.store import MANIFEST
+from speq.conversion.restore import restore
 
 
 class PeerFiles:

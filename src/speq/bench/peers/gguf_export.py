@@ -2,7 +2,7 @@
 
 Matrices become F16 (BF16 weights are rounded to it, and one beyond its range is an error) or stay BF16; vectors become
 F32, as llama.cpp has them. Query and key rows of Llama models are put into llama.cpp's order, which
-:mod:`speq.checkpoint.gguf` undoes. Tensors are written one by one, so the memory of one is enough.
+:mod:`speq.checkpoint.sources.gguf` undoes. Tensors are written one by one, so the memory of one is enough.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.bench.peers.gguf_vocabulary import Vocabulary, read_vocabulary
-from speq.checkpoint.converted import widen
-from speq.checkpoint.gguf_config import ARCHITECTURES, rotary_row_order, stored_name
-from speq.checkpoint.huggingface import HuggingFaceSource
-from speq.checkpoint.source import Source, TensorInfo
+from speq.checkpoint.gguf.config import ARCHITECTURES, rotary_row_order, stored_name
+from speq.checkpoint.sources.huggingface import HuggingFaceSource
+from speq.checkpoint.sources.source import Source, TensorInfo
 from speq.checkpoint.storage import check_space, writing_to
+from speq.checkpoint.store import widen
 from speq.errors import SpeqError
 from speq.models.config import ModelConfig
 from speq.models.rope import rope_settings

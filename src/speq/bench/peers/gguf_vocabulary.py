@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from speq.checkpoint.gguf_pretokenizers import pre_tokenizer_name
+from speq.checkpoint.gguf.pretokenizers import pre_tokenizer_name
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
-from speq.api import load
 from speq.bench.machine import describe_machine
 from speq.bench.peers import DEFAULT, ENGINES, PLAIN
 from speq.bench.peers.compare import Comparison, Question, compare_engines
 from speq.bench.peers.files import peer_files
 from speq.bench.prompts import Prompt
 from speq.bench.report import Column, Report, Table, describe_model, row_of
-from speq.checkpoint.converted import load_converted
 from speq.checkpoint.storage import Progress
+from speq.checkpoint.store import load_converted
 from speq.errors import SpeqError
 from speq.models.config import model_config
 from speq.processors import default_threads
+from speq.serving.api import load
 
 
 def peers_report(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.bits.layout import unpack_codes, unpack_residuals
-from speq.bits.tensor import SplitTensor
 from speq.errors import SpeqError
+from speq.formats.layout import unpack_codes, unpack_residuals
+from speq.formats.tensor import SplitTensor
 from speq.hardware.array_parameters import LANES, Gemm
 from speq.hardware.e3m0 import pack_draft
 from speq.hardware.golden.decoder import decode

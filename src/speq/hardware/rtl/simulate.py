@@ -16,7 +16,7 @@ from speq.hardware.parameters import AccumulatorParameters
 from speq.hardware.rtl.accelerator import Accelerator
 from speq.hardware.rtl.core import Core
 from speq.hardware.rtl.job import JOB
-from speq.hardware.verification.bench import Bench, Stall
+from speq.hardware.testbench.bench import Bench, Stall
 
 
 class Simulation:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.hardware.golden.row_edge import row_operands, row_words
+from speq.hardware.synthesis.gate_level import GateSimulator
 from speq.hardware.synthesis.liberty import value_at
 from speq.hardware.synthesis.netlist import Netlist
-from speq.hardware.verification.gate_level import GateSimulator
-from speq.hardware.verification.operations import Operations
+from speq.hardware.testbench.operations import Operations
 
 
 def energy_per_operation(netlist: Netlist, operations: Operations) -> float:

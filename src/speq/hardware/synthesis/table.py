@@ -25,7 +25,7 @@ from speq.hardware.rtl.row_edge import RowEdge
 from speq.hardware.synthesis.energy import energy_per_operation
 from speq.hardware.synthesis.flow import synthesise
 from speq.hardware.synthesis.netlist import Netlist
-from speq.hardware.verification.operations import dot_products
+from speq.hardware.testbench.operations import dot_products
 
 VARIANTS: dict[str, type[Core]] = {"P0": P0, "P1": P1, "P2": P2, "P3": P3}
 

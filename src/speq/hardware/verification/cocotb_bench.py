@@ -1,4 +1,4 @@
-"""The bench of :mod:`speq.hardware.verification.bench` as a cocotb test; :mod:`.verilator` runs it.
+"""The bench of :mod:`speq.hardware.testbench.bench` as a cocotb test; :mod:`.verilator` runs it.
 
 ``SPEQ_BENCH`` names a pickled list of benches; they come back, finished, beside it, with the suffix ``.done``.
 """
@@ -16,7 +16,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, RisingEdge
 from cocotb.types import Logic
 
-from speq.hardware.verification.bench import Bench
+from speq.hardware.testbench.bench import Bench
 
 LIMIT = 2_000_000
 """Cycles after which a bench has hung."""

@@ -18,7 +18,7 @@ from speq.hardware.parameters import AccumulatorParameters
 from speq.hardware.rtl.core import Core
 from speq.hardware.rtl.emit import emit
 from speq.hardware.rtl.simulate import job_bits
-from speq.hardware.verification.bench import Bench, Stall
+from speq.hardware.testbench.bench import Bench, Stall
 
 TOP = "accelerator"
 MODULE = "speq.hardware.verification.cocotb_bench"

@@ -1,0 +1,1 @@
+"""Who computes a program: the definition in NumPy, and the native kernels."""

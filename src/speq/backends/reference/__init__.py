@@ -1,0 +1,1 @@
+"""The reference backend, in NumPy: what every other backend computes."""

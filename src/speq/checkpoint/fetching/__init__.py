@@ -1,0 +1,1 @@
+"""Models by name: the catalogue, the hub, the package index."""

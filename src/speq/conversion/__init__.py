@@ -1,0 +1,1 @@
+"""From checkpoints to planes and back: converting, calibrating, locating, restoring, inspecting."""

@@ -1,0 +1,1 @@
+"""The Python interface, and the comparisons that show that it keeps its promises."""

@@ -1,0 +1,1 @@
+"""What a terminal gets: text while it appears, a status line, progress bars."""
