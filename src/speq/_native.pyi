@@ -1,4 +1,4 @@
-"""Types of the extension module; the prose is in the C++ sources under ``kernels/native``."""
+"""Types of the extension module; the prose is in the C++ sources under ``native``."""
 
 import numpy as np
 from numpy.typing import NDArray
