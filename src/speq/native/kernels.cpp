@@ -19,17 +19,20 @@ namespace speq::SPEQ_ISA {
 
 namespace {
 
-// Calls f with the Format that describes w.
+// Calls f with the KernelFormat that describes w.
 template <class F>
 auto with_format(const SplitWeight& w, F&& f) {
     const bool halves = w.group_size == 32;
     if (w.table_per_group && w.dtype == DType::bf16)
-        return halves ? f(Format<DType::bf16, 10, true, true>{}) : f(Format<DType::bf16, 10, true, false>{});
+        return halves ? f(KernelFormat<DType::bf16, 10, true, true>{})
+                      : f(KernelFormat<DType::bf16, 10, true, false>{});
     if (w.table_per_group)
-        return halves ? f(Format<DType::fp16, 12, true, true>{}) : f(Format<DType::fp16, 12, true, false>{});
+        return halves ? f(KernelFormat<DType::fp16, 12, true, true>{})
+                      : f(KernelFormat<DType::fp16, 12, true, false>{});
     if (w.dtype == DType::bf16)
-        return halves ? f(Format<DType::bf16, 12, false, true>{}) : f(Format<DType::bf16, 12, false, false>{});
-    return halves ? f(Format<DType::fp16, 12, false, true>{}) : f(Format<DType::fp16, 12, false, false>{});
+        return halves ? f(KernelFormat<DType::bf16, 12, false, true>{})
+                      : f(KernelFormat<DType::bf16, 12, false, false>{});
+    return halves ? f(KernelFormat<DType::fp16, 12, false, true>{}) : f(KernelFormat<DType::fp16, 12, false, false>{});
 }
 
 // The exact values of one row, padded columns included.
@@ -76,8 +79,8 @@ Kernels make_kernels() {
         .draft_few = []([[maybe_unused]] const SplitWeight& w) -> Kernels::ExactRows {
 #if SPEQ_AVX512BF16 || !SPEQ_AVX2
             if (w.dtype == DType::bf16)
-                return w.group_size == 32 ? draft_few<Format<DType::bf16, 10, true, true>>
-                                          : draft_few<Format<DType::bf16, 10, true, false>>;
+                return w.group_size == 32 ? draft_few<KernelFormat<DType::bf16, 10, true, true>>
+                                          : draft_few<KernelFormat<DType::bf16, 10, true, false>>;
 #endif
             return nullptr;
         },

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq import _native
-from speq.bits import SplitTensor
+from speq.bits import SplitTensor, native_format
 from speq.errors import SpeqError
 from speq.kernels.ops import Attention, Embed, GatedLinear, Head, Linear, Norm, Op, Sample, StepProgram, Tap
 from speq.kernels.step import Cache, Rows, Weights
@@ -24,24 +24,7 @@ _NONE = np.zeros(0, np.int32)
 
 def matrix(tensor: SplitTensor) -> _native.Matrix:
     """The native view of a split tensor, over the same memory, which it keeps alive."""
-    spec = tensor.spec
-    return _native.Matrix.make(
-        tensor.shape,
-        spec.dtype,
-        spec.residual_bits,
-        spec.format == "nested",
-        spec.group_size,
-        tensor.codes,
-        tensor.residual,
-        tensor.scales,
-        tensor.escape_rows,
-        tensor.escape_columns,
-        tensor.escape_values,
-        np.array(spec.edges, dtype=np.float32),
-        np.array(spec.drops, dtype=np.uint16),
-        tensor.table,
-        np.array(spec.levels, dtype=np.int8),
-    )
+    return _native.Matrix.make(native_format(tensor.spec), tensor.shape, **tensor.planes())
 
 
 def available_isas() -> list[str]:

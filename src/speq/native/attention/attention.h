@@ -36,8 +36,8 @@ class AttentionRows {
     }
 
   private:
-    static constexpr int kStrip = 2 * kWideLanes;  // positions
-    static constexpr int kRows = 6;                // queries that share a load
+    static constexpr int kKeyTile = 2 * kWideLanes;  // positions
+    static constexpr int kRows = 6;                  // queries that share a load
 
     // Calls f with the size of the next part when `left` is cut into even parts of at most N; returns that size.
     template <int N, class Do>
@@ -52,7 +52,7 @@ class AttentionRows {
     // out[row * stride + i] = query . keys[i] * scale for all rows and `count` keys.
     void score_all(const uint16_t* keys, const uint16_t* values, int count, float* out, int stride) const {
         const int rows = c_.tokens * c_.heads;
-        for (int begin = 0; begin < count; begin += kStrip) {
+        for (int begin = 0; begin < count; begin += kKeyTile) {
             widen_keys(keys, begin, count);
             for (int row = 0; row < rows;)
                 row += split<kRows>(rows - row,
@@ -60,17 +60,17 @@ class AttentionRows {
         }
     }
 
-    // keys_[d][kStrip] = the strip's keys as float32, one column d after the other.
+    // keys_[d][kKeyTile] = the strip's keys as float32, one column d after the other.
     void widen_keys(const uint16_t* keys, int begin, int count) const {
         const int head_dim = c_.head_dim;
-        for (int p = 0; p < std::min(kStrip, count - begin); p += 16) {
+        for (int p = 0; p < std::min(kKeyTile, count - begin); p += 16) {
             const uint16_t* rows[16];
             for (int i = 0; i < 16; ++i)
                 rows[i] = keys + static_cast<size_t>(std::min(begin + p + i, count - 1)) * head_dim;
             int d = 0;
-            for (; d + 8 <= head_dim; d += 8) transpose_fp16(rows, d, keys_ + d * kStrip + p, kStrip);
+            for (; d + 8 <= head_dim; d += 8) transpose_fp16(rows, d, keys_ + d * kKeyTile + p, kKeyTile);
             for (; d < head_dim; ++d)
-                for (int i = 0; i < 16; ++i) keys_[d * kStrip + p + i] = fp16_to_float(rows[i][d]);
+                for (int i = 0; i < 16; ++i) keys_[d * kKeyTile + p + i] = fp16_to_float(rows[i][d]);
         }
     }
 
@@ -83,14 +83,14 @@ class AttentionRows {
         Wide acc[N][2];
         unroll<N>([&](auto i) SPEQ_LAMBDA { acc[i][0] = acc[i][1] = wide_zero(); });
         // Asks for the next strip of keys and for this one's values, a line of each at a time, so that memory and
-        // arithmetic go on together: kStrip * head_dim halves are at most one line for each of the head_dim turns.
-        const uint16_t* next = keys + static_cast<size_t>(begin + kStrip) * c_.head_dim;
+        // arithmetic go on together: kKeyTile * head_dim halves are at most one line for each of the head_dim turns.
+        const uint16_t* next = keys + static_cast<size_t>(begin + kKeyTile) * c_.head_dim;
         const uint16_t* here = values + static_cast<size_t>(begin) * c_.head_dim;
         const int halves = row == 0 ? (count - begin) * c_.head_dim : 0;  // of values from there on
         for (int d = 0; d < c_.head_dim; ++d) {
-            if ((d + c_.head_dim) * kStrip < halves) prefetch(next + d * kStrip);
-            if (d * kStrip < halves) prefetch(here + d * kStrip);
-            const Wide k0 = wide_load(keys_ + d * kStrip), k1 = wide_load(keys_ + d * kStrip + kWideLanes);
+            if ((d + c_.head_dim) * kKeyTile < halves) prefetch(next + d * kKeyTile);
+            if (d * kKeyTile < halves) prefetch(here + d * kKeyTile);
+            const Wide k0 = wide_load(keys_ + d * kKeyTile), k1 = wide_load(keys_ + d * kKeyTile + kWideLanes);
             unroll<N>([&](auto i) SPEQ_LAMBDA {
                 const Wide q = wide_splat(query[i][d]);
                 acc[i][0] = wide_fma(q, k0, acc[i][0]);

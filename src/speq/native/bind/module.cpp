@@ -9,6 +9,7 @@ namespace nb = nanobind;
 
 void bind_bandwidth(nb::module_& m);
 void bind_codec(nb::module_& m);
+void bind_format(nb::module_& m);
 void bind_half_product(nb::module_& m);
 void bind_released(nb::module_& m);
 void bind_sampling(nb::module_& m);
@@ -26,6 +27,7 @@ NB_MODULE(_native, m) {
         }
     });
     bind_bandwidth(m);
+    bind_format(m);
     bind_codec(m);
     bind_half_product(m);
     bind_released(m);

@@ -17,6 +17,7 @@
 
 #include "bind/arrays.h"
 #include "bind/released.h"
+#include "bind/weight.h"
 #include "gemm/escape_deltas.h"
 #include "gemm/many_scratch.h"
 #include "step/operators.h"
@@ -48,36 +49,14 @@ struct BoundStep : HeldArrays, Step {
     using Step::Step;
 };
 
-BoundMatrix make_matrix(std::tuple<int64_t, int64_t> shape, const std::string& dtype, int residual_bits,
-                        bool table_per_group, int group_size, Array<const uint8_t> codes, Array<const uint8_t> residual,
-                        Array<const uint16_t> scales, Vector<const uint32_t> escape_rows,
-                        Vector<const uint16_t> escape_columns, Vector<const uint16_t> escape_values,
-                        Vector<const float> edges, Vector<const uint16_t> drops, Vector<const uint16_t> table,
-                        Vector<const int8_t> levels) {
-    require(dtype == "bf16" || dtype == "fp16", "dtype must be bf16 or fp16");
-    BoundMatrix matrix;
-    SplitWeight& w = matrix.weight;
-    static_cast<SplitShape&>(w) = checked_shape(std::get<0>(shape), std::get<1>(shape), group_size, residual_bits);
-    w.dtype = dtype == "bf16" ? DType::bf16 : DType::fp16;
-    w.table_per_group = table_per_group;
-    require(residual_bits == (w.table_per_group && w.dtype == DType::bf16 ? 10 : 12),
-            "residual bits do not fit the format");
-    require_planes(w, codes.size(), residual.size(), scales.size());
-    require_aligned(scales, escape_rows, escape_columns, escape_values, edges, drops, table);
-    require_escapes(w, escape_rows.data(), escape_rows.size(), escape_columns.data(), escape_columns.size(),
-                    escape_values.size());
-    require(edges.size() == 8 && drops.size() == 8 && table.size() == 8 && levels.size() == 16,
-            "tables have the wrong size");
-    w.codes = codes.data();
-    w.residual = residual.data();
-    w.scales = scales.data();
-    w.escape_rows = escape_rows.data();
-    w.escape_columns = escape_columns.data();
-    w.escape_values = escape_values.data();
-    std::copy_n(edges.data(), 8, w.edges);
-    std::copy_n(drops.data(), 8, w.drops);
-    std::copy_n(table.data(), 8, w.table);
-    std::copy_n(levels.data(), 16, w.levels);
+BoundMatrix make_matrix(const SplitFormat& format, std::tuple<int64_t, int64_t> shape,
+                        const Array<const uint8_t>& codes, const Array<const uint8_t>& residual,
+                        const Array<const uint16_t>& scales, const Array<const uint32_t>& escape_rows,
+                        const Array<const uint16_t>& escape_columns, const Array<const uint16_t>& escape_values,
+                        const Array<const uint16_t>& table) {
+    BoundMatrix matrix{checked_weight(format, std::get<0>(shape), std::get<1>(shape),
+                                      {codes, residual, scales, escape_rows, escape_columns, escape_values, table}),
+                       {}};
     hold(matrix.planes, codes, residual, scales, escape_rows, escape_columns, escape_values);
     return matrix;
 }
@@ -326,7 +305,10 @@ nb::object tapped(nb::handle self, int index) {
 
 void bind_step(nb::module_& m) {
     m.def("available_isas", &available_isas);
-    nb::class_<BoundMatrix>(m, "Matrix").def_static("make", &make_matrix);
+    nb::class_<BoundMatrix>(m, "Matrix")
+        .def_static("make", &make_matrix, nb::arg("format"), nb::arg("shape"), nb::kw_only(), nb::arg("codes"),
+                    nb::arg("residual"), nb::arg("scales"), nb::arg("escape_rows"), nb::arg("escape_columns"),
+                    nb::arg("escape_values"), nb::arg("table"));
     m.def("multiply", &multiply);
     m.def("decode_rows", &decode_rows);
     nb::class_<BoundStep>(m, "Step")

@@ -2,10 +2,11 @@
 // speq.bits.feedback has the formulas and defines the results to the bit.
 #pragma once
 
+#include <array>
 #include <vector>
 
+#include "codec/drafts.h"
 #include "codec/influence.h"
-#include "codec/tables.h"
 
 namespace speq::codec {
 
@@ -15,29 +16,30 @@ struct Feedback {
     int passes;           // how many
 };
 
-// Rows of a matrix of `columns` columns: `count` of them, with `groups` scales each in the order of the plane.
-struct Rows {
+// FeedbackRows of a matrix of `columns` columns: `count` of them, with `groups` scales each in the order of the plane.
+struct FeedbackRows {
     const uint16_t* patterns;
     int count;
     const uint16_t* scales;
     int64_t columns, groups;
 
     uint16_t scale(int row, int64_t group) const {
-        return scales[(row / kRows * groups + group) * kRows + row % kRows];
+        return scales[(row / kRowsPerBlock * groups + group) * kRowsPerBlock + row % kRowsPerBlock];
     }
 };
 
 class ErrorFeedback {
   public:
-    ErrorFeedback(const Format& format, const Feedback& feedback)
-        : format_(format),
+    ErrorFeedback(const Kernels& kernels, const SplitFormat& format, const Feedback& feedback)
+        : kernels_(kernels),
+          format_(format),
           feedback_(feedback),
-          patterns_(size_t(feedback.influence.size())),
+          patterns_(static_cast<size_t>(feedback.influence.size())),
           errors_(patterns_.size()),
           chosen_(patterns_.size()) {}
 
     // Writes the bin of every weight to bins[row * rows.columns + column], -1 for an escape.
-    void choose(const Rows& rows, int8_t* bins) {
+    void choose(const FeedbackRows& rows, int8_t* bins) {
         rows_ = rows;
         const int64_t size = feedback_.influence.size();
         for (block_ = 0; block_ * size < rows.columns; ++block_) {
@@ -47,7 +49,8 @@ class ErrorFeedback {
             sweep(feedback_.influence, false);
             for (int pass = 0; pass < feedback_.passes; ++pass) sweep(feedback_.coupling, true);
             for (int row = 0; row < rows.count; ++row)
-                for (int64_t k = 0; k < width_; ++k) bins[row * rows.columns + first_ + k] = chosen_[size_t(k)][row];
+                for (int64_t k = 0; k < width_; ++k)
+                    bins[row * rows.columns + first_ + k] = chosen_[static_cast<size_t>(k)][row];
         }
     }
 
@@ -56,14 +59,14 @@ class ErrorFeedback {
     template <typename T>
     struct alignas(64) Column : std::array<T, kFeedbackRows> {};
 
-    bool finite(uint16_t pattern) const { return (pattern & 0x7fff) < format_.infinity(); }
+    bool finite(uint16_t pattern) const { return (pattern & 0x7fff) < infinity(format_.dtype); }
 
     // The weights of the block, column by column; rows that are missing are zero.
     void load() {
-        for (int64_t k = 0; k < width_; ++k) patterns_[size_t(k)].fill(0);
+        for (int64_t k = 0; k < width_; ++k) patterns_[static_cast<size_t>(k)].fill(0);
         for (int row = 0; row < rows_.count; ++row) {
             const uint16_t* from = rows_.patterns + row * rows_.columns + first_;
-            for (int64_t k = 0; k < width_; ++k) patterns_[size_t(k)][row] = from[k];
+            for (int64_t k = 0; k < width_; ++k) patterns_[static_cast<size_t>(k)][row] = from[k];
         }
     }
 
@@ -91,41 +94,41 @@ class ErrorFeedback {
     // Counts the errors of columns [from, to) in the targets.
     void add(const float* factors, int64_t from, int64_t to) {
         if (from < to)
-            format_.add_products(errors_[size_t(from)].data(), factors + from * kFeedbackColumns, int(to - from),
-                                 targets_[0].data());
+            kernels_.add_products(errors_[static_cast<size_t>(from)].data(), factors + from * kFeedbackColumns,
+                                  static_cast<int>(to - from), targets_[0].data());
     }
 
-    // Of the columns of a strip only in the targets before their own.
+    // Counts the errors of the columns of a strip, each in the targets before its own.
     void add_within(const float* factors, int64_t begin, int64_t end) {
         for (int64_t j = begin + 1; j < end; ++j)
             for (int64_t k = begin; k < j; ++k) {
                 const float factor = factors[j * kFeedbackColumns + k - begin];
                 for (int row = 0; row < kFeedbackRows; ++row)
-                    targets_[k - begin][row] += errors_[size_t(j)][row] * factor;
+                    targets_[k - begin][row] += errors_[static_cast<size_t>(j)][row] * factor;
             }
     }
 
     void load_weights(int64_t column, Column<float>& weights) const {
         for (int row = 0; row < kFeedbackRows; ++row) {
-            const uint16_t pattern = patterns_[size_t(column)][row];
-            weights[row] = finite(pattern) ? widen(pattern, format_.bf16) : 0.0f;
+            const uint16_t pattern = patterns_[static_cast<size_t>(column)][row];
+            weights[row] = finite(pattern) ? to_float(format_.dtype, pattern) : 0.0f;
         }
     }
 
     void choose_column(int64_t column, const Column<float>& weights, const Column<float>& targets) {
         set_group((first_ + column) / format_.group_size);
-        const Column<uint16_t>& patterns = patterns_[size_t(column)];
+        const Column<uint16_t>& patterns = patterns_[static_cast<size_t>(column)];
         Column<int32_t> magnitudes, negative, bins;
         Column<float> values;
         for (int row = 0; row < kFeedbackRows; ++row) {
             magnitudes[row] = patterns[row] & 0x7fff;
             negative[row] = -(patterns[row] >> 15);
         }
-        format_.nearest_bins_of_rows({magnitudes.data(), negative.data(), targets.data(), kFeedbackRows}, bins_,
-                                     format_.residual_bits, bins.data(), values.data());
+        kernels_.nearest_bins_of_rows({magnitudes.data(), negative.data(), targets.data(), kFeedbackRows}, bins_,
+                                      format_.residual_bits, bins.data(), values.data());
         for (int row = 0; row < kFeedbackRows; ++row) {
-            chosen_[size_t(column)][row] = int8_t(bins[row]);
-            errors_[size_t(column)][row] = finite(patterns[row]) ? weights[row] - values[row] : 0.0f;
+            chosen_[static_cast<size_t>(column)][row] = static_cast<int8_t>(bins[row]);
+            errors_[static_cast<size_t>(column)][row] = finite(patterns[row]) ? weights[row] - values[row] : 0.0f;
         }
     }
 
@@ -133,9 +136,9 @@ class ErrorFeedback {
         if (group == group_) return;
         group_ = group;
         for (int row = 0; row < kFeedbackRows; ++row) {
-            const uint16_t scale = row < rows_.count ? rows_.scale(row, group) : uint16_t(0);
-            const Bins start = bins(format_, scale);
-            const Drafts drafts = drafts_of(format_, std::bit_cast<float>(uint32_t(scale) << 16) * (1.0f / 64));
+            const uint16_t scale = row < rows_.count ? rows_.scale(row, group) : static_cast<uint16_t>(0);
+            const Bins start = format_.bins(scale);
+            const Drafts drafts = drafts_of(format_, bf16_to_float(scale) * (1.0f / 64));
             for (size_t c = 0; c < 8; ++c) {
                 bins_.start[c][row] = start[c];
                 bins_.above[c][row] = drafts.above[c];
@@ -144,9 +147,10 @@ class ErrorFeedback {
         }
     }
 
-    const Format& format_;
+    const Kernels& kernels_;
+    const SplitFormat& format_;
     const Feedback& feedback_;
-    Rows rows_ = {};
+    FeedbackRows rows_ = {};
     int64_t block_ = 0, first_ = 0, width_ = 0;  // of the block: its index, first column and columns
     int64_t group_ = -1;                         // whose bins are in `bins_`
     alignas(64) RowBins bins_;

@@ -15,7 +15,7 @@ class Influence {
     Influence(const float* values, int64_t blocks, int64_t size, int threads)
         : size_(size),
           strips_((size + kFeedbackColumns - 1) / kFeedbackColumns),
-          values_(size_t(blocks * strips_ * size * kFeedbackColumns)) {
+          values_(static_cast<size_t>(blocks * strips_ * size * kFeedbackColumns)) {
         parallel_for(blocks * strips_, threads, [&] {
             return [&](int64_t i) {
                 const int64_t first = i % strips_ * kFeedbackColumns;
@@ -29,7 +29,7 @@ class Influence {
 
     int64_t size() const { return size_; }
 
-    // Of all columns of a block, [size][kFeedbackColumns]: in the columns from kFeedbackColumns * index on.
+    // How all columns of a block count in those from kFeedbackColumns * index on: [size][kFeedbackColumns].
     const float* strip(int64_t block, int64_t index) const {
         return values_.data() + (block * strips_ + index) * size_ * kFeedbackColumns;
     }

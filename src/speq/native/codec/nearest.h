@@ -43,7 +43,7 @@ SPEQ_INLINE void choose_nearest(const Candidates& weights, int count, int residu
 }
 
 // See Kernels::nearest_bins.
-inline void nearest_bins(const Candidates& weights, const int16_t* start, const Drafts& drafts, int residual_bits,
+inline void nearest_bins(const Candidates& weights, const uint16_t* start, const Drafts& drafts, int residual_bits,
                          int32_t* __restrict bins, float* __restrict values) {
     const Drafts draft = drafts;
     int32_t begin[8];

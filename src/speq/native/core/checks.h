@@ -18,12 +18,10 @@ inline void require(bool condition, const std::string& message) {
 }
 
 // The measures of a matrix to be split or read; everything that is computed from them fits its type.
-inline SplitShape checked_shape(int64_t rows, int64_t columns, int group_size, int residual_bits) {
+inline SplitShape checked_shape(const SplitFormat& format, int64_t rows, int64_t columns) {
     require(rows >= 1 && rows <= kMostRows && columns >= 1 && columns <= kMostColumns,
             "a split matrix cannot have the shape " + std::to_string(rows) + " x " + std::to_string(columns));
-    require(group_size == 32 || group_size == 64 || group_size == 128, "group size must be 32, 64 or 128");
-    require(residual_bits == 10 || residual_bits == 12, "residuals have 10 or 12 bits");
-    return {static_cast<int>(rows), static_cast<int>(columns), group_size, residual_bits};
+    return {format, static_cast<int>(rows), static_cast<int>(columns)};
 }
 
 // Sizes of the planes, in elements.

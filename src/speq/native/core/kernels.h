@@ -133,7 +133,7 @@ struct Kernels {
 
     // For the encoder. Of the bins that begin at start[0..7] and can hold a weight the one whose draft value is nearest
     // to the target, the lowest of equals; -1 (an escape, which drafts as code 0) if there is none.
-    void (*nearest_bins)(const Candidates&, const int16_t* start, const Drafts&, int residual_bits, int32_t* bins,
+    void (*nearest_bins)(const Candidates&, const uint16_t* start, const Drafts&, int residual_bits, int32_t* bins,
                          float* values);
     // The same for the weights of kFeedbackRows rows in one column.
     void (*nearest_bins_of_rows)(const Candidates&, const RowBins&, int residual_bits, int32_t* bins, float* values);

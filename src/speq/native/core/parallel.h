@@ -10,15 +10,7 @@
 #include <thread>
 #include <vector>
 
-namespace speq::codec {
-
-struct JoinedThreads {
-    std::vector<std::thread> threads;
-
-    ~JoinedThreads() {
-        for (std::thread& thread : threads) thread.join();
-    }
-};
+namespace speq {
 
 // Calls `work()` once per thread for a function object, and that object with every index in [0, count). Rethrows the
 // first exception. Where the system does not start so many threads, those that it starts share the work.
@@ -38,11 +30,11 @@ void parallel_for(int64_t count, int threads, const MakeWorker& make_worker) {
         }
     };
     {
-        JoinedThreads helpers;
+        std::vector<std::jthread> helpers;
         const int64_t wanted = std::min<int64_t>(threads, count) - 1;
-        helpers.threads.reserve(static_cast<size_t>(std::max<int64_t>(wanted, 0)));
+        helpers.reserve(static_cast<size_t>(std::max<int64_t>(wanted, 0)));
         try {
-            for (int64_t i = 0; i < wanted; ++i) helpers.threads.emplace_back(run);
+            for (int64_t i = 0; i < wanted; ++i) helpers.emplace_back(run);
         } catch (const std::system_error&) {
         }
         run();
@@ -50,4 +42,4 @@ void parallel_for(int64_t count, int threads, const MakeWorker& make_worker) {
     if (failure) std::rethrow_exception(failure);
 }
 
-}  // namespace speq::codec
+}  // namespace speq

@@ -57,7 +57,7 @@ SPEQ_INLINE void quantise_half(const float* x, float inverse, int8_t* out) {
 
 template <DType D>
 inline void quantise_half(const float* x, float inverse, int8_t* out) {
-    for (int b = 0; b < 32; ++b) out[b] = static_cast<int8_t>(std::nearbyint(x[column_of_byte<D>(b)] * inverse));
+    for (int b = 0; b < 32; ++b) out[b] = static_cast<int8_t>(std::nearbyint(x[column_of_byte(D, b)] * inverse));
 }
 
 // Plain products of levels need no offset.

@@ -1,6 +1,5 @@
 // The block decoder in plain C++: what the others are compared with.
 #pragma once
-#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -51,21 +50,13 @@ class DraftTableMaker {
             for (int c = 0; c < 16; ++c) {
                 const float value = levels_[c] / 64.0f * bf16_to_float(scales[r]);
                 const bool is_subnormal = std::abs(value) < std::numeric_limits<float>::min();
-                out[r].bits[c] = static_cast<uint16_t>(
-                    std::bit_cast<uint32_t>(is_subnormal ? 0 * value : nearest_bf16(value)) >> 16);
+                out[r].bits[c] = float_to_bf16(is_subnormal ? 0 * value : value);
             }
     }
 
   private:
     const int8_t* levels_;
 };
-
-// Column within its half of the block whose code stands in byte b of the draft plane; see docs/formats.md.
-template <DType D>
-constexpr int column_of_byte(int b) {
-    const int lane = b / 16, i = b % 16;
-    return D == DType::bf16 ? 8 * (2 * (i / 8) + i % 2) + (i % 8) / 2 + 4 * lane : 8 * (2 * (i / 8) + lane) + i % 8;
-}
 
 template <class F, class Emit>
 SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row, const Table& first,
@@ -90,7 +81,7 @@ SPEQ_INLINE void decode_block(const uint8_t* codes, const uint8_t* tile, int row
             }
         for (int b = 0; b < 32; ++b) bits[b] += t.bits[codes[32 * row + b] >> (4 * half) & 15];
         unroll<32>([&](auto b)
-                       SPEQ_LAMBDA { out[32 * half + column_of_byte<F::dtype>(b)] = to_float<F::dtype>(bits[b]); });
+                       SPEQ_LAMBDA { out[32 * half + column_of_byte(F::dtype, b)] = to_float<F::dtype>(bits[b]); });
     }
     for (int j = 0; j < kBlock / kPairColumns; ++j) emit(j, FloatPair{load(out + 16 * j), load(out + 16 * j + 8)});
 }

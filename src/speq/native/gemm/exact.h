@@ -26,7 +26,7 @@ void exact_rows(const SplitWeight& w, const Activations& x, int begin, int end, 
 template <class F>
 void draft_few(const SplitWeight& w, const Activations& x, int begin, int end, float* y, float*) {
     const FlushSubnormals flush;
-    using Draft = FewTokens<Format<DType::bf16, 0, true, F::halves>>;
+    using Draft = FewTokens<KernelFormat<DType::bf16, 0, true, F::halves>>;
     if (x.tokens <= kTiledTokens) return Draft(w, x).run(begin, end, y);
     for (int t = 0; t < x.tokens; ++t)  // they stand in rows then
         for (int rb = begin; rb < end; ++rb)

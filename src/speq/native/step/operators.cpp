@@ -13,7 +13,7 @@ class Embed final : public Operator {
     Embed(int matrix, int out) : matrix_(matrix), out_(out) {}
     int tasks(Step&, const Pass& pass) const override { return pass.count(); }
     void run(Step& step, const Pass& pass, Tasks& tasks, int) override {
-        const Matrix& table = step.matrix(matrix_);
+        const BoundWeight& table = step.matrix(matrix_);
         tasks.each([&](int t) { table.decode_row(table.weight, pass.tokens[t], step.buffer(out_).row(t)); });
     }
 
@@ -76,7 +76,7 @@ class Linear final : public Operator {
             const int begin = chunks.begin(task), end = chunks.end(task);
             int first = 0;  // of the part, in row blocks of all parts
             for (const auto& part : parts_) {
-                const Matrix& m = step.matrix(part.matrix);
+                const BoundWeight& m = step.matrix(part.matrix);
                 const int last = first + m.weight.row_blocks();
                 if (begin < last && end > first)
                     multiply(step, input, part, m, std::max(begin, first) - first, std::min(end, last) - first, member);
@@ -92,7 +92,7 @@ class Linear final : public Operator {
         return {total, step.threads(), pass.count()};
     }
 
-    void multiply(Step& step, ProductInput& input, const LinearPart& part, const Matrix& m, int begin, int end,
+    void multiply(Step& step, ProductInput& input, const LinearPart& part, const BoundWeight& m, int begin, int end,
                   int member) {
         const float* y = step.scratch(member).product.get();
         input.multiply(m, begin, end, step.scratch(member).product.get());
@@ -125,7 +125,7 @@ class GatedLinear final : public Operator {
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
         ProductInput input(step, pass, member, step.buffer(x_), norm_);
-        const Matrix &gate = step.matrix(gate_.matrix), &up = step.matrix(up_.matrix);
+        const BoundWeight &gate = step.matrix(gate_.matrix), &up = step.matrix(up_.matrix);
         Scratch& scratch = step.scratch(member);
         const Chunks chunks = this->chunks(step, pass);
         tasks.each([&](int task) {
@@ -166,7 +166,7 @@ class Head final : public Operator {
 
     void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
         ProductInput input(step, pass, member, step.buffer(x_), norm_, &pass.wanted);
-        const Matrix& m = step.matrix(matrix_);
+        const BoundWeight& m = step.matrix(matrix_);
         const Chunks chunks = this->chunks(step, pass);
         float* y = step.scratch(member).product.get();
         tasks.each([&](int task) {

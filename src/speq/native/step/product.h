@@ -48,7 +48,7 @@ class ProductInput {
     int count() const { return count_; }
 
     // out[row_block - begin][token][4]; only inside a task.
-    void multiply(const Matrix& m, int begin, int end, float* out) {
+    void multiply(const BoundWeight& m, int begin, int end, float* out) {
         if (!draft_) return m.exact_rows(m.weight, prepared(m), begin, end, out, scratch_.strip.get());
         if (m.draft_few) return draft_few(m, begin, end, out);
         const float* rows = normalised();
@@ -70,7 +70,7 @@ class ProductInput {
     }
 
   private:
-    void draft_few(const Matrix& m, int begin, int end, float* out) {
+    void draft_few(const BoundWeight& m, int begin, int end, float* out) {
         for (int first = 0; first < count_; first += kFewTokens) {
             const int tokens = std::min(kFewTokens, count_ - first);
             if (prepared_for_ != m.prepare_few || prepared_first_ != first) {
@@ -106,7 +106,7 @@ class ProductInput {
     }
 
     // Each member prepares its own copy of few tokens: cheaper than sharing with a barrier.
-    Activations prepared(const Matrix& m) {
+    Activations prepared(const BoundWeight& m) {
         const size_t stride = static_cast<size_t>(x_.stride);
         if (count_ > kFewTokens) {
             const float* rows = m.prepare_row ? step_.shared_input() : normalised();

@@ -37,7 +37,7 @@ struct Cache {
     }
 };
 
-struct Matrix {  // a split weight with the kernels for its format
+struct BoundWeight {  // a split weight with the kernels for its format
     SplitWeight weight;
     Kernels::ExactRows exact_rows;
     Kernels::PrepareRow prepare_row;
@@ -154,7 +154,7 @@ class Step {
     const Kernels& kernels() const { return kernels_; }
     const Cache& cache() const { return cache_; }
     Buffer& buffer(int index) { return buffers_[index]; }
-    const Matrix& matrix(int index) const { return matrices_[index]; }
+    const BoundWeight& matrix(int index) const { return matrices_[index]; }
     Scratch& scratch(int member) { return scratch_[member]; }
     // [chunk][token][head][attention_state(head_dim)] for passes of up to kAttentionTokens tokens
     float* attention_states() { return attention_states_.get(); }
@@ -180,7 +180,7 @@ class Step {
     const float rotary_scale_;
     const int vocab_size_;
     std::vector<Buffer> buffers_;
-    std::vector<Matrix> matrices_;
+    std::vector<BoundWeight> matrices_;
     std::vector<std::unique_ptr<Operator>> operators_;
     std::vector<std::unique_ptr<Stage>> stages_;  // of the operators
     std::vector<Scratch> scratch_;
