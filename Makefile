@@ -7,8 +7,8 @@ SANITIZED := $(VENV)-sanitized
 PIP := -m pip --disable-pip-version-check install --quiet
 RUN := $(VENV)/bin/python
 
-NATIVE := src/speq/kernels/native
-CXX_SOURCES := $(wildcard $(NATIVE)/*.cpp $(NATIVE)/*.h)
+NATIVE := src/speq/native
+CXX_SOURCES := $(foreach folder,$(NATIVE) $(NATIVE)/*,$(wildcard $(folder)/*.cpp $(folder)/*.h))
 BUILT_FROM := pyproject.toml $(NATIVE)/CMakeLists.txt $(CXX_SOURCES)
 # What `make bench` measures: a catalogue name, hub id, directory or .gguf file.
 MODEL ?= smollm2-135m-instruct

@@ -1,4 +1,4 @@
-"""Types of the extension module; the prose is in the C++ sources under ``kernels/native``."""
+"""Types of the extension module; the prose is in the C++ sources under ``native``."""
 
 from typing import TypeAlias
 
@@ -11,17 +11,19 @@ _Draw: TypeAlias = tuple[float, int, float, float, int, int]
 class SplitFormat:
     def __init__(
         self,
-        bf16: bool,
-        nested: bool,
+        *,
+        dtype: str,
+        table_per_group: bool,
         residual_bits: int,
         group_size: int,
         edges: NDArray[np.float32],
-        drops: NDArray[np.int32],
-        levels: NDArray[np.int16],
+        drops: NDArray[np.uint16],
+        levels: NDArray[np.int8],
     ) -> None: ...
 
 def encode(
     format: SplitFormat,
+    *,
     table: NDArray[np.uint16],
     patterns: NDArray[np.uint16],
     importance: NDArray[np.float32],
@@ -37,18 +39,20 @@ def encode(
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]: ...
 def decode(
     format: SplitFormat,
-    table: NDArray[np.uint16],
+    *,
     codes: NDArray[np.uint8],
     residual: NDArray[np.uint8],
     scales: NDArray[np.uint16],
     escape_rows: NDArray[np.uint32],
     escape_columns: NDArray[np.uint16],
     escape_values: NDArray[np.uint16],
+    table: NDArray[np.uint16],
     out: NDArray[np.uint16],
     threads: int,
 ) -> None: ...
 def draft_values(
     format: SplitFormat,
+    *,
     codes: NDArray[np.uint8],
     scales: NDArray[np.uint16],
     out: NDArray[np.float32],
@@ -76,22 +80,16 @@ def available_isas() -> list[str]: ...
 class Matrix:
     @staticmethod
     def make(
+        format: SplitFormat,
         shape: tuple[int, int],
-        dtype: str,
-        residual_bits: int,
-        table_per_group: bool,
-        group_size: int,
+        *,
         codes: NDArray[np.uint8],
         residual: NDArray[np.uint8],
         scales: NDArray[np.uint16],
         escape_rows: NDArray[np.uint32],
         escape_columns: NDArray[np.uint16],
         escape_values: NDArray[np.uint16],
-        edges: NDArray[np.float32],
-        drops: NDArray[np.uint16],
         table: NDArray[np.uint16],
-        levels: NDArray[np.int8],
-        /,
     ) -> Matrix: ...
 
 def multiply(isa: str, weight: Matrix, x: NDArray[np.float32], product: str, /) -> NDArray[np.float32]: ...

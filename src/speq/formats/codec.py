@@ -53,19 +53,18 @@ def encode(
     importance = np.zeros(grid(spec, (rows, columns))[2] * spec.group_size, np.float32)
     importance[:columns] = column_importance(column_weights, columns)
     counts = np.zeros(len(planes["escape_rows"]) - 1, np.uint32)
+    influence, coupling = _influences(feedback)
     planes["escape_columns"], planes["escape_values"] = _native.encode(
-        _format(spec),
-        planes["table"],
-        patterns,
-        importance,
-        candidates(spec),
-        *_influences(feedback),
-        PASSES,
-        planes["codes"],
-        planes["residual"],
-        planes["scales"],
-        counts,
-        _threads(threads),
+        native_format(spec),
+        patterns=patterns,
+        importance=importance,
+        candidates=candidates(spec),
+        influence=influence,
+        coupling=coupling,
+        passes=PASSES,
+        **{name: planes[name] for name in ("codes", "residual", "scales", "table")},
+        escape_counts=counts,
+        threads=_threads(threads),
     )
     np.cumsum(counts, out=planes["escape_rows"][1:])
     return SplitTensor.from_planes(spec, (rows, columns), planes)
@@ -74,37 +73,29 @@ def encode(
 def decode(tensor: SplitTensor, *, threads: int | None = None) -> NDArray[np.uint16]:
     """The exact 16-bit patterns of a split matrix: uint16 [N, K]."""
     out = np.empty(tensor.shape, np.uint16)
-    _native.decode(
-        _format(tensor.spec),
-        tensor.table,
-        tensor.codes,
-        tensor.residual,
-        tensor.scales,
-        tensor.escape_rows,
-        tensor.escape_columns,
-        tensor.escape_values,
-        out,
-        _threads(threads),
-    )
+    _native.decode(native_format(tensor.spec), **tensor.planes(), out=out, threads=_threads(threads))
     return out
 
 
 def draft_values(tensor: SplitTensor, *, threads: int | None = None) -> NDArray[np.float32]:
     """What a draft takes the weights for: ``levels[code] * scale / 64``, float32 [N, K]."""
     out = np.empty(tensor.shape, np.float32)
-    _native.draft_values(_format(tensor.spec), tensor.codes, tensor.scales, out, _threads(threads))
+    _native.draft_values(
+        native_format(tensor.spec), codes=tensor.codes, scales=tensor.scales, out=out, threads=_threads(threads)
+    )
     return out
 
 
-def _format(spec: Spec) -> _native.SplitFormat:
+def native_format(spec: Spec) -> _native.SplitFormat:
+    """A format as native code takes it, for the codec as for the kernels."""
     return _native.SplitFormat(
-        spec.dtype == "bf16",
-        spec.format == "nested",
-        spec.residual_bits,
-        spec.group_size,
-        np.array(spec.edges, np.float32),
-        np.array(spec.drops, np.int32),
-        np.array(spec.levels, np.int16),
+        dtype=spec.dtype,
+        table_per_group=spec.format == "nested",
+        residual_bits=spec.residual_bits,
+        group_size=spec.group_size,
+        edges=np.array(spec.edges, np.float32),
+        drops=np.array(spec.drops, np.uint16),
+        levels=np.array(spec.levels, np.int8),
     )
 
 

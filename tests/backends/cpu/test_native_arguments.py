@@ -16,7 +16,7 @@ import pytest
 from speq import _native
 from speq.backends.cpu import NativeStep
 from speq.errors import SpeqError
-from speq.formats import Spec, decode, encode
+from speq.formats import Spec, decode, encode, native_format
 from speq.formats.scales import candidates
 from speq.graph.ops import Attention, Embed, GatedLinear, Linear, LMHead, Norm, StepProgram
 from speq.graph.step import chain
@@ -33,20 +33,7 @@ def split(rows: int, columns: int) -> Any:
 
 
 def fields(tensor: Any) -> dict[str, Any]:
-    spec = tensor.spec
-    return {
-        "shape": tensor.shape,
-        "dtype": spec.dtype,
-        "residual_bits": spec.residual_bits,
-        "table_per_group": True,
-        "group_size": spec.group_size,
-        **{name: tensor.planes()[name] for name in ("codes", "residual", "scales")},
-        **{name: tensor.planes()[name] for name in ("escape_rows", "escape_columns", "escape_values")},
-        "edges": np.array(spec.edges, np.float32),
-        "drops": np.array(spec.drops, np.uint16),
-        "table": tensor.table,
-        "levels": np.array(spec.levels, np.int8),
-    }
+    return {"format": native_format(tensor.spec), "shape": tensor.shape, **tensor.planes()}
 
 
 def changed(array: Any, index: int, value: int) -> Any:
@@ -79,11 +66,8 @@ FIRST = int(TENSOR.escape_rows[ROW])
         {"shape": (13, 130)},
         {"shape": (10, 193)},
         {"shape": (10, 64)},
-        {"dtype": "fp32"},
-        {"residual_bits": 12},
-        {"residual_bits": 8},
-        {"group_size": 0},
-        {"group_size": 32},
+        {"format": native_format(Spec.default("nested", "bf16", 32))},
+        {"format": native_format(Spec.default("nested", "fp16", 64))},
         {"codes": TENSOR.codes[:2]},
         {"residual": TENSOR.residual[:2]},
         {"scales": TENSOR.scales[:2]},
@@ -97,23 +81,20 @@ FIRST = int(TENSOR.escape_rows[ROW])
         {"escape_columns": changed(TENSOR.escape_columns, 0, 130)},
         {"escape_columns": changed(TENSOR.escape_columns, FIRST, TENSOR.escape_columns[FIRST + 1])},
         {"escape_values": TENSOR.escape_values[:-1]},
-        {"edges": np.zeros(7, np.float32)},
-        {"drops": np.zeros(9, np.uint16)},
         {"table": np.zeros(0, np.uint16)},
-        {"levels": np.zeros(8, np.int8)},
     ],
     ids=lambda wrong: "-".join(wrong),
 )
 def test_a_matrix_whose_planes_do_not_fit(wrong: dict[str, Any]) -> None:
-    _native.Matrix.make(*fields(TENSOR).values())
+    _native.Matrix.make(**fields(TENSOR))
     with pytest.raises(ValueError, match=r"\w"):
-        _native.Matrix.make(*(fields(TENSOR) | wrong).values())
+        _native.Matrix.make(**fields(TENSOR) | wrong)
 
 
 def test_a_matrix_outlives_the_arrays_that_it_was_made_of() -> None:
     expected = decode(TENSOR).view(np.uint16)
     copies = {key: value.copy() if isinstance(value, np.ndarray) else value for key, value in fields(TENSOR).items()}
-    native = _native.Matrix.make(*copies.values())
+    native = _native.Matrix.make(**copies)
     copies.clear()
     gc.collect()
     values = _native.decode_rows("portable", native)
@@ -125,7 +106,7 @@ def test_a_matrix_outlives_the_arrays_that_it_was_made_of() -> None:
 )
 def test_a_product_with_other_columns(x: Any) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        _native.multiply("portable", _native.Matrix.make(*fields(TENSOR).values()), x, "exact")
+        _native.multiply("portable", _native.Matrix.make(**fields(TENSOR)), x, "exact")
 
 
 WEIGHTS: dict[str, Any] = {
@@ -275,7 +256,7 @@ def test_a_cache_that_would_have_to_be_copied_is_refused() -> None:
 
 def test_what_does_not_exist_cannot_be_used() -> None:
     step = new_step()
-    table = step.add_matrix(_native.Matrix.make(*fields(WEIGHTS["embed"]).values()))
+    table = step.add_matrix(_native.Matrix.make(**fields(WEIGHTS["embed"])))
     hidden = step.add_buffer(64)
     none = (None, 0.0)
     calls: list[Callable[[], object]] = [
@@ -303,7 +284,7 @@ def test_what_does_not_exist_cannot_be_used() -> None:
 
 def test_the_order_of_calls() -> None:
     step = new_step()
-    table = step.add_matrix(_native.Matrix.make(*fields(WEIGHTS["embed"]).values()))
+    table = step.add_matrix(_native.Matrix.make(**fields(WEIGHTS["embed"])))
     hidden = step.add_buffer(64)
     step.embed(table, hidden)
     with pytest.raises(ValueError, match=r"bind\(\) comes before"):
@@ -311,7 +292,7 @@ def test_the_order_of_calls() -> None:
     step.bind()
     late: list[Callable[[], object]] = [
         lambda: step.add_buffer(64),
-        lambda: step.add_matrix(_native.Matrix.make(*fields(WEIGHTS["q"]).values())),
+        lambda: step.add_matrix(_native.Matrix.make(**fields(WEIGHTS["q"]))),
         lambda: step.embed(table, hidden),
         step.bind,
     ]
@@ -382,7 +363,7 @@ def run_step(step: Any, **changed: Any) -> None:
 )
 def test_a_pass_that_does_not_fit(wrong: dict[str, Any]) -> None:
     step = new_step()
-    step.embed(step.add_matrix(_native.Matrix.make(*fields(WEIGHTS["embed"]).values())), step.add_buffer(64))
+    step.embed(step.add_matrix(_native.Matrix.make(**fields(WEIGHTS["embed"]))), step.add_buffer(64))
     step.bind()
     run_step(step, wanted=integers(0), draws=[(0.0, 0, 1.0, 0.0, 0, 0, 0)])
     with pytest.raises(ValueError, match=r"\w"):
@@ -392,7 +373,7 @@ def test_a_pass_that_does_not_fit(wrong: dict[str, Any]) -> None:
 def test_a_tap_that_kept_nothing_shows_nothing() -> None:
     step = new_step()
     hidden = step.add_buffer(64)
-    step.embed(step.add_matrix(_native.Matrix.make(*fields(WEIGHTS["embed"]).values())), hidden)
+    step.embed(step.add_matrix(_native.Matrix.make(**fields(WEIGHTS["embed"]))), hidden)
     tap = step.tap(hidden)
     step.bind()
     run_step(step)
@@ -417,7 +398,7 @@ def test_logits_live_on_after_a_pass_that_has_more() -> None:
 def test_vectors_outlive_those_who_gave_them() -> None:
     weights = {**WEIGHTS, "norm": np.ones(64, np.float64), "bias": [1.0] * 32}
     step = new_step()
-    table = step.add_matrix(_native.Matrix.make(*fields(WEIGHTS["q"]).values()))
+    table = step.add_matrix(_native.Matrix.make(**fields(WEIGHTS["q"])))
     hidden, out = step.add_buffer(64), step.add_buffer(64)
     step.linear(hidden, (weights.pop("norm"), 1e-5), [(table, 0, np.full(64, 2.0))], out, False)
     gc.collect()
@@ -432,29 +413,32 @@ PATTERNS = RNG.integers(0, 2**16, (10, 130)).astype(np.uint16)
 
 def codec_format(**changed: Any) -> Any:
     arguments = {
-        "bf16": True,
-        "nested": True,
+        "dtype": "bf16",
+        "table_per_group": True,
         "residual_bits": 10,
         "group_size": 64,
         "edges": np.array(SPEC.edges, np.float32),
-        "drops": np.array(SPEC.drops, np.int32),
-        "levels": np.array(SPEC.levels, np.int16),
+        "drops": np.array(SPEC.drops, np.uint16),
+        "levels": np.array(SPEC.levels, np.int8),
     }
-    return _native.SplitFormat(*(arguments | changed).values())
+    return _native.SplitFormat(**arguments | changed)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"dtype": "fp32"},
         {"residual_bits": 9},
+        {"residual_bits": 12},
         {"residual_bits": 16},
         {"group_size": 0},
         {"group_size": 256},
         {"edges": np.zeros(4, np.float32)},
         {"edges": np.full(8, np.nan, np.float32)},
-        {"drops": np.full(8, -(2**31), np.int32)},
-        {"levels": np.full(16, 300, np.int16)},
-        {"levels": np.zeros(4, np.int16)},
+        {"drops": np.full(8, 0x8000, np.uint16)},
+        {"drops": np.zeros(9, np.uint16)},
+        {"levels": np.full(16, 65, np.int8)},
+        {"levels": np.zeros(4, np.int8)},
     ],
     ids=lambda wrong: "-".join(wrong),
 )
@@ -477,10 +461,10 @@ def encode_with(**changed: Any) -> Any:
         "codes": np.zeros((3, 3, 4, 32), np.uint8),
         "residual": np.zeros((3, 3, 320), np.uint8),
         "scales": np.zeros((3, 3, 4), np.uint16),
-        "counts": np.zeros(12, np.uint32),
+        "escape_counts": np.zeros(12, np.uint32),
         "threads": 1,
     }
-    return _native.encode(*(arguments | changed).values())
+    return _native.encode(**arguments | changed)
 
 
 @pytest.mark.parametrize(
@@ -498,7 +482,7 @@ def encode_with(**changed: Any) -> Any:
         {"codes": np.zeros((3, 2, 4, 32), np.uint8)},
         {"residual": np.zeros((3, 3, 319), np.uint8)},
         {"scales": np.zeros((3, 2, 4), np.uint16)},
-        {"counts": np.zeros(10, np.uint32)},
+        {"escape_counts": np.zeros(10, np.uint32)},
     ],
     ids=lambda wrong: "-".join(wrong),
 )
@@ -530,7 +514,9 @@ def test_a_decoder_whose_planes_do_not_fit(name: str) -> None:
 @pytest.mark.parametrize("shape", [(14, 130), (10, 193), (0, 130), (10, 0)])
 def test_draft_values_of_another_shape(shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        _native.draft_values(codec_format(), TENSOR.codes, TENSOR.scales, np.zeros(shape, np.float32), 1)
+        _native.draft_values(
+            codec_format(), codes=TENSOR.codes, scales=TENSOR.scales, out=np.zeros(shape, np.float32), threads=1
+        )
 
 
 def test_a_histogram_that_is_too_short() -> None:

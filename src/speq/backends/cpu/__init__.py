@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from speq import _native
 from speq.errors import SpeqError
-from speq.formats import SplitTensor
+from speq.formats import SplitTensor, native_format
 from speq.graph.ops import Attention, Embed, GatedLinear, Linear, LMHead, Norm, Operator, Sample, StepProgram, Tap
 from speq.graph.step import Cache, Drawn, Rows, Weights
 from speq.processors import checked_threads
@@ -25,24 +25,7 @@ _NONE = np.zeros(0, np.int32)
 
 def matrix(tensor: SplitTensor) -> _native.Matrix:
     """The native view of a split tensor, over the same memory, which it keeps alive."""
-    spec = tensor.spec
-    return _native.Matrix.make(
-        tensor.shape,
-        spec.dtype,
-        spec.residual_bits,
-        spec.format == "nested",
-        spec.group_size,
-        tensor.codes,
-        tensor.residual,
-        tensor.scales,
-        tensor.escape_rows,
-        tensor.escape_columns,
-        tensor.escape_values,
-        np.array(spec.edges, dtype=np.float32),
-        np.array(spec.drops, dtype=np.uint16),
-        tensor.table,
-        np.array(spec.levels, dtype=np.int8),
-    )
+    return _native.Matrix.make(native_format(tensor.spec), tensor.shape, **tensor.planes())
 
 
 def available_isas() -> list[str]:

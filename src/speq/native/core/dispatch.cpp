@@ -1,0 +1,116 @@
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+
+#include "core/kernels.h"
+
+namespace speq {
+
+// What kernels.cpp becomes for each instruction set.
+namespace portable {
+Kernels make_kernels();
+}
+#ifdef SPEQ_X86
+namespace avx2 {
+Kernels make_kernels();
+}
+namespace avx512 {
+Kernels make_kernels();
+}
+namespace avx512bf16 {
+Kernels make_kernels();
+}
+#endif
+
+namespace {
+
+#ifdef SPEQ_X86
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+// An instruction on twelve chains of zeros, enough for its throughput to show.
+#define SPEQ_CHAIN(instruction, n) instruction " %%zmm12, %%zmm12, %%zmm" #n "\n\t"
+#define SPEQ_CHAINS(i)                                                                                    \
+    SPEQ_CHAIN(i, 0)                                                                                      \
+    SPEQ_CHAIN(i, 1)                                                                                      \
+    SPEQ_CHAIN(i, 2)                                                                                      \
+    SPEQ_CHAIN(i, 3)                                                                                      \
+    SPEQ_CHAIN(i, 4) SPEQ_CHAIN(i, 5) SPEQ_CHAIN(i, 6) SPEQ_CHAIN(i, 7) SPEQ_CHAIN(i, 8) SPEQ_CHAIN(i, 9) \
+        SPEQ_CHAIN(i, 10) SPEQ_CHAIN(i, 11)
+#define SPEQ_ZMM \
+    "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11", "zmm12"
+#define SPEQ_TIMED __attribute__((noinline, target("avx512f,avx512bf16")))
+
+SPEQ_TIMED void clear_chains() { asm volatile("vzeroall" ::: SPEQ_ZMM, "zmm13", "zmm14", "zmm15"); }
+SPEQ_TIMED void run_dot_products(int turns) {
+    clear_chains();
+    for (int i = 0; i < turns; ++i) asm volatile(SPEQ_CHAINS("vdpbf16ps")::: SPEQ_ZMM);
+}
+SPEQ_TIMED void run_multiply_adds(int turns) {
+    clear_chains();
+    for (int i = 0; i < turns; ++i) asm volatile(SPEQ_CHAINS("vfmadd231ps")::: SPEQ_ZMM);
+}
+
+// Seconds of the quickest of some tries: whoever else is on the machine makes a try longer, never shorter.
+double quickest(void (*run)(int)) {
+    using Clock = std::chrono::steady_clock;
+    double best = 1e9;
+    for (int i = 0; i < 12; ++i) {
+        const auto begin = Clock::now();
+        run(500);
+        best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
+    }
+    return best;
+}
+
+// Whether a BF16 dot product, which takes the place of two multiply-adds and of what widens their weights, is one.
+// AMD's processors run as many a cycle of either; Intel's with AVX-512 run four multiply-adds in its time, and lose
+// with it.
+bool dot_products_pay() {
+    static const bool pay = quickest(run_dot_products) < 2.5 * quickest(run_multiply_adds);
+    return pay;
+}
+#endif
+
+struct Candidate {
+    bool (*usable)();
+    Kernels table;
+    bool (*pays)() = [] { return true; };  // whether it is better than those after it
+};
+
+const std::vector<Candidate>& candidates() {
+    static const std::vector<Candidate> all = {
+#ifdef SPEQ_X86
+        {[] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }, avx512bf16::make_kernels(),
+         dot_products_pay},
+        {has_avx512, avx512::make_kernels()},
+        {[] {
+             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+         },
+         avx2::make_kernels()},
+#endif
+        {[] { return true; }, portable::make_kernels()},
+    };
+    return all;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+    std::vector<std::string> best, others;
+    for (const auto& c : candidates())
+        if (c.usable()) (c.pays() ? best : others).emplace_back(c.table.name);
+    best.insert(best.end(), others.begin(), others.end());
+    return best;
+}
+
+const Kernels& kernels(const std::string& isa) {
+    for (const auto& c : candidates())
+        if (c.usable() && (isa.empty() ? c.pays() : isa == c.table.name)) return c.table;
+    throw std::invalid_argument("this machine has no kernels for '" + isa + "'");
+}
+
+}  // namespace speq
