@@ -64,7 +64,7 @@ class KernelRow:
 
     @property
     def bandwidth_share(self) -> float:
-        """Of the measured read bandwidth."""
+        """Its share of the measured read bandwidth."""
         return self.rate / self.bandwidth
 
     @property

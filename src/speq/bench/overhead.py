@@ -43,7 +43,7 @@ class OverheadRow:
 
     @property
     def share(self) -> float:
-        """Of the pass that is not matrix products."""
+        """Which part of the pass is not matrix products."""
         return self.overhead / self.seconds
 
 

@@ -111,7 +111,7 @@ def numpy_product() -> Callable[[], float]:
 
 
 def torch_product(threads: int) -> Callable[[], float]:
-    """The same with torch."""
+    """A call that multiplies two square float32 tensors with torch and returns the seconds."""
     import torch
 
     a, b = torch.ones(_SIDE, _SIDE), torch.ones(_SIDE, _SIDE)

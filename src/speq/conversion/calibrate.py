@@ -188,7 +188,7 @@ def calibrated(
     kept: Kept | None = None,
     step: str = "",
 ) -> SplitTensor:
-    """The same weights with codes for these activations, in the tensor's own format or in ``spec``.
+    """A tensor of the same weights with codes for these activations, in the tensor's own format or in ``spec``.
 
     With ``kept`` the codes of finished rows are kept there under the name ``step``.
     """

@@ -254,7 +254,7 @@ def _stamps(src: Path) -> list[list[int]]:
 
 
 def _share(weights: Path, new: Path) -> None:
-    """The same file once more: a hard link, or a copy where there are none."""
+    """Give a file a second name by a hard link, or copy it where there are none."""
     try:
         os.link(weights, new)
     except OSError:

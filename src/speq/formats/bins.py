@@ -50,7 +50,7 @@ def nearest_bin(
     targets: NDArray[np.float32],
     values: NDArray[np.float32],
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.bool_]]:
-    """The same for ``nested``: of the bins that can hold the weight the one whose draft value is nearest to a target.
+    """Choose, in ``nested``, of the bins that can hold the weight the one whose draft value is nearest to a target.
 
     ``targets`` [...] and ``values`` [..., 8], the draft value of each bin, are float32; the lowest of equals is taken,
     and the first that can hold it where no distance is a number. A weight that no bin can hold is an escape.

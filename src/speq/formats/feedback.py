@@ -34,7 +34,7 @@ DAMPING = 1.0
 only seems to be correlated in them must not be drafted for."""
 
 PASSES = 2
-"""Of coordinate descent."""
+"""How often coordinate descent goes over the codes."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Operator:
     """What every operator tells of itself, so that who walks a program need not know its kinds."""
 
     norm: Norm | None = None
-    """Of the input of its products."""
+    """The norm that the input of its products goes through; ``None`` for none."""
 
     @property
     def products(self) -> tuple[str, ...]:

@@ -106,7 +106,7 @@ class Step(Protocol):
         ...
 
     def logits(self) -> NDArray[np.float32]:
-        """Of the rows that the last pass wanted, ``[wanted, vocab]``; valid until the next pass."""
+        """The logits of the rows that the last pass wanted, ``[wanted, vocab]``; valid until the next pass."""
         ...
 
     def drawn(self) -> list[Drawn]:
@@ -119,7 +119,7 @@ class Step(Protocol):
 
 
 def positions(span: SpanRows) -> NDArray[np.int32]:
-    """Of the rows of a span in their sequence, int32 ``[count]``.
+    """Where the rows of a span stand in their sequence, int32 ``[count]``.
 
     Raises:
         ValueError: a row's parent does not stand before it.

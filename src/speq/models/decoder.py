@@ -7,7 +7,7 @@ residual stream, gate, project back. Weights go by their Hugging Face names.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from speq.graph.ops import Attention, Embed, GatedLinear, Linear, LMHead, Norm, Operator, Sample, StepProgram, Tap
 from speq.models.config import ModelConfig
@@ -25,7 +25,7 @@ def build_program(config: ModelConfig) -> StepProgram:
     """
     ops: list[Operator] = [Embed(EMBEDDING, "hidden")]
     for layer in range(config.layers):
-        ops += _layer(config, layer)
+        ops += _layer(config, layer)[0]
         ops.append(Tap("hidden", tap_name(layer)))
     ops.append(LMHead("hidden", EMBEDDING if config.tied_head else HEAD, Norm(FINAL_NORM, config.norm_eps)))
     ops.append(Sample())
@@ -47,60 +47,8 @@ def build_program(config: ModelConfig) -> StepProgram:
 
 
 def tap_name(layer: int) -> str:
-    """Of the tap after a layer, which keeps the residual stream."""
+    """What the tap after a layer, which keeps the residual stream, is called."""
     return f"layer.{layer}"
-
-
-def _layer(config: ModelConfig, layer: int) -> list[Operator]:
-    prefix = f"model.layers.{layer}."
-    attention = prefix + "self_attn."
-
-    def norm(name: str) -> Norm:
-        return Norm(prefix + name + ".weight", config.norm_eps)
-
-    heads = (config.heads, config.kv_heads, config.head_dim)
-    return [
-        Linear(
-            "hidden",
-            tuple(f"{attention}{part}_proj.weight" for part in "qkv"),
-            "qkv",
-            norm=norm("input_layernorm"),
-            biases=tuple(f"{attention}{part}_proj.bias" for part in "qkv") if config.qkv_bias else (),
-        ),
-        Attention(
-            "qkv",
-            "attention",
-            layer,
-            *heads,
-            scale=config.head_dim**-0.5,
-            window=config.windows[layer],
-            q_norm=norm("self_attn.q_norm") if config.qk_norm else None,
-            k_norm=norm("self_attn.k_norm") if config.qk_norm else None,
-        ),
-        Linear(
-            "attention",
-            (attention + "o_proj.weight",),
-            "hidden",
-            biases=(attention + "o_proj.bias",) if config.output_bias else (),
-            accumulate=True,
-        ),
-        GatedLinear(
-            "hidden",
-            prefix + "mlp.gate_proj.weight",
-            prefix + "mlp.up_proj.weight",
-            "gated",
-            norm=norm("post_attention_layernorm"),
-            gate_bias=prefix + "mlp.gate_proj.bias" if config.mlp_bias else None,
-            up_bias=prefix + "mlp.up_proj.bias" if config.mlp_bias else None,
-        ),
-        Linear(
-            "gated",
-            (prefix + "mlp.down_proj.weight",),
-            "hidden",
-            biases=(prefix + "mlp.down_proj.bias",) if config.mlp_bias else (),
-            accumulate=True,
-        ),
-    ]
 
 
 class Dimension(NamedTuple):
@@ -110,39 +58,85 @@ class Dimension(NamedTuple):
     entries: str
 
 
+Tensors: TypeAlias = dict[str, tuple[Dimension, ...]]
+"""Tensors by name: rows and columns, or the width of a vector."""
+
+
 def weight_dimensions(config: ModelConfig) -> Iterator[tuple[str, tuple[Dimension, ...]]]:
-    """Every tensor that :func:`build_program` names and its dimensions: rows and columns, or the width of a vector."""
-    hidden = Dimension(config.hidden_size, f"hidden_size {config.hidden_size}")
-    inner = Dimension(config.intermediate_size, f"intermediate_size {config.intermediate_size}")
-    head = Dimension(config.head_dim, f"head_dim {config.head_dim}")
-    vocabulary = Dimension(config.vocab_size, f"vocab_size {config.vocab_size}")
-    queries = Dimension(config.heads * head.size, f"num_attention_heads {config.heads} x {head.entries}")
-    keys = Dimension(config.kv_heads * head.size, f"num_key_value_heads {config.kv_heads} x {head.entries}")
-    yield EMBEDDING, (vocabulary, hidden)
-    yield FINAL_NORM, (hidden,)
+    """Every tensor that :func:`build_program` names and its dimensions, layer by layer."""
+    sizes = _Sizes(config)
+    yield EMBEDDING, (sizes.vocabulary, sizes.hidden)
+    yield FINAL_NORM, (sizes.hidden,)
     if not config.tied_head:
-        yield HEAD, (vocabulary, hidden)
+        yield HEAD, (sizes.vocabulary, sizes.hidden)
     for layer in range(config.layers):
-        prefix = f"model.layers.{layer}."
-        yield prefix + "input_layernorm.weight", (hidden,)
-        yield prefix + "post_attention_layernorm.weight", (hidden,)
-        attention = prefix + "self_attn."
-        for part, width in (("q", queries), ("k", keys), ("v", keys)):
-            yield f"{attention}{part}_proj.weight", (width, hidden)
-            if config.qkv_bias:
-                yield f"{attention}{part}_proj.bias", (width,)
-        yield attention + "o_proj.weight", (hidden, queries)
-        if config.output_bias:
-            yield attention + "o_proj.bias", (hidden,)
-        if config.qk_norm:
-            yield attention + "q_norm.weight", (head,)
-            yield attention + "k_norm.weight", (head,)
-        for part, rows, columns in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
-            yield f"{prefix}mlp.{part}_proj.weight", (rows, columns)
-            if config.mlp_bias:
-                yield f"{prefix}mlp.{part}_proj.bias", (rows,)
+        yield from _layer(config, layer)[1].items()
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor that :func:`build_program` names and its shape: ``(rows, columns)``, or ``(width,)`` of a vector."""
     return {name: tuple(d.size for d in dimensions) for name, dimensions in weight_dimensions(config)}
+
+
+class _Sizes:
+    """The dimensions that the tensors of a model have."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.hidden = Dimension(config.hidden_size, f"hidden_size {config.hidden_size}")
+        self.inner = Dimension(config.intermediate_size, f"intermediate_size {config.intermediate_size}")
+        self.head = head = Dimension(config.head_dim, f"head_dim {config.head_dim}")
+        self.vocabulary = Dimension(config.vocab_size, f"vocab_size {config.vocab_size}")
+        self.queries = Dimension(config.heads * head.size, f"num_attention_heads {config.heads} x {head.entries}")
+        self.keys = Dimension(config.kv_heads * head.size, f"num_key_value_heads {config.kv_heads} x {head.entries}")
+
+
+def _layer(config: ModelConfig, layer: int) -> tuple[list[Operator], Tensors]:
+    """The operators of a layer, and the tensors that they read."""
+    sizes, tensors = _Sizes(config), Tensors()
+    prefix = f"model.layers.{layer}."
+
+    def norm(name: str, width: Dimension) -> Norm:
+        tensors[f"{prefix}{name}.weight"] = (width,)
+        return Norm(f"{prefix}{name}.weight", config.norm_eps)
+
+    def projection(name: str, rows: Dimension, columns: Dimension, is_biased: bool) -> tuple[str, str | None]:
+        weight, bias = f"{prefix}{name}_proj.weight", f"{prefix}{name}_proj.bias"
+        tensors[weight] = (rows, columns)
+        if is_biased:
+            tensors[bias] = (rows,)
+        return weight, bias if is_biased else None
+
+    def linear(x: str, parts: list[tuple[str, str | None]], out: str, norm: Norm | None = None) -> Linear:
+        biases = tuple(bias for _, bias in parts if bias)
+        return Linear(x, tuple(weight for weight, _ in parts), out, norm, biases, accumulate=out == "hidden")
+
+    hidden, inner, queries, keys = sizes.hidden, sizes.inner, sizes.queries, sizes.keys
+    before, between = norm("input_layernorm", hidden), norm("post_attention_layernorm", hidden)
+    qkv = [
+        projection(f"self_attn.{part}", rows, hidden, config.qkv_bias)
+        for part, rows in (("q", queries), ("k", keys), ("v", keys))
+    ]
+    output = projection("self_attn.o", hidden, queries, config.output_bias)
+    q_norm, k_norm = (norm(f"self_attn.{part}_norm", sizes.head) if config.qk_norm else None for part in ("q", "k"))
+    gate, gate_bias = projection("mlp.gate", inner, hidden, config.mlp_bias)
+    up, up_bias = projection("mlp.up", inner, hidden, config.mlp_bias)
+    down = projection("mlp.down", hidden, inner, config.mlp_bias)
+    ops: list[Operator] = [
+        linear("hidden", qkv, "qkv", before),
+        Attention(
+            "qkv",
+            "attention",
+            layer,
+            config.heads,
+            config.kv_heads,
+            config.head_dim,
+            scale=config.head_dim**-0.5,
+            window=config.windows[layer],
+            q_norm=q_norm,
+            k_norm=k_norm,
+        ),
+        linear("attention", [output], "hidden"),
+        GatedLinear("hidden", gate, up, "gated", between, gate_bias, up_bias),
+        linear("gated", [down], "hidden"),
+    ]
+    return ops, tensors

@@ -85,7 +85,7 @@ class Output(Protocol):
         ...
 
     def logits(self, span: int) -> NDArray[np.float32]:
-        """Of a span's wanted tokens, ``[wanted, vocab]``; valid until the next batch."""
+        """The logits of a span's wanted tokens, ``[wanted, vocab]``; valid until the next batch."""
         ...
 
     def tap(self, span: int, name: str) -> NDArray[np.float32]:

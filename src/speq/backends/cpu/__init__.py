@@ -101,7 +101,7 @@ class NativeStep:
         self._run(rows, 0, self._step.operators)
 
     def logits(self) -> NDArray[np.float32]:
-        """Of the rows that the last pass wanted, float32 ``[wanted, vocab]``, which later passes leave alone."""
+        """The logits of the rows that the last pass wanted, ``[wanted, vocab]``, which later passes leave alone."""
         return self._step.logits()
 
     def drawn(self) -> list[Drawn]:

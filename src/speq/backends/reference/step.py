@@ -128,7 +128,7 @@ class ReferenceStep:
         out[:] = out + result if op.accumulate else result
 
     def _attention(self, op: Attention, first: int, span: SpanRows) -> None:
-        """Of the rows of a span, which begin at row ``first`` of the pass."""
+        """Attention of the rows of a span, which begin at row ``first`` of the pass."""
         rows = slice(first, first + span.count)
         vectors = self._buffers[op.qkv][rows].reshape(span.count, op.heads + 2 * op.kv_heads, op.head_dim)
         q, k, v = np.split(vectors, [op.heads, op.heads + op.kv_heads], axis=1)
