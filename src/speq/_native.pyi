@@ -5,8 +5,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-_Draw: TypeAlias = tuple[float, int, float, float, int, int]
-"""Temperature, top-k, top-p, min-p, seed and position, as in :class:`speq.graph.step.Draw`."""
+_Draw: TypeAlias = tuple[float, int, float, float, int, int, int]
+"""Temperature, top-k, top-p, min-p, seed, position and likely tokens, as in :class:`speq.graph.step.Draw`."""
 
 class SplitFormat:
     def __init__(
