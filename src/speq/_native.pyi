@@ -92,9 +92,6 @@ class Matrix:
         table: NDArray[np.uint16],
     ) -> Matrix: ...
 
-def multiply(isa: str, weight: Matrix, x: NDArray[np.float32], product: str, /) -> NDArray[np.float32]: ...
-def decode_rows(isa: str, weight: Matrix, /) -> NDArray[np.float32]: ...
-
 _Norm = tuple[NDArray[np.float32] | None, float]
 
 class Step:

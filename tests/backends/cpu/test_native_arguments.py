@@ -8,12 +8,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from speq import _native
+import speq
+from speq import _devtools, _native
 from speq.backends.cpu import NativeStep
 from speq.errors import SpeqError
 from speq.formats import Spec, decode, encode, native_format
@@ -97,7 +99,7 @@ def test_a_matrix_outlives_the_arrays_that_it_was_made_of() -> None:
     native = _native.Matrix.make(**copies)
     copies.clear()
     gc.collect()
-    values = _native.decode_rows("portable", native)
+    values = _devtools.decode_rows("portable", native)
     assert np.array_equal(values.view(np.uint32) >> 16, expected)
 
 
@@ -106,7 +108,7 @@ def test_a_matrix_outlives_the_arrays_that_it_was_made_of() -> None:
 )
 def test_a_product_with_other_columns(x: Any) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        _native.multiply("portable", _native.Matrix.make(**fields(TENSOR)), x, "exact")
+        _devtools.multiply("portable", _native.Matrix.make(**fields(TENSOR)), x, "exact")
 
 
 WEIGHTS: dict[str, Any] = {
@@ -561,3 +563,9 @@ def test_yardsticks_of_no_threads() -> None:
         _native.half_product(np.zeros((4, 8), np.uint16), np.zeros(8, np.float32), np.zeros(4, np.float32), 0)
     with pytest.raises(ValueError, match="width"):
         _native.half_product(np.zeros((4, 8), np.uint16), np.zeros(7, np.float32), np.zeros(4, np.float32), 1)
+
+
+def test_only_tests_need_the_devtools() -> None:
+    assert not hasattr(_native, "multiply")
+    sources = [path for path in Path(speq.__file__).parent.rglob("*.py") if "_devtools" in path.read_text("utf-8")]
+    assert not sources

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from speq import _native
+from speq import _devtools
 from speq.backends.cpu import available_isas, matrix
 from speq.formats import Spec, SplitTensor, draft_values, encode, from_float32, to_float32
 from speq.formats.spec import Dtype
@@ -40,15 +40,15 @@ def case(request: pytest.FixtureRequest) -> tuple[SplitTensor, NDArray[np.float3
 @pytest.mark.parametrize("isa", available_isas())
 def test_rows_decode_to_the_exact_weights(case, isa: str) -> None:
     tensor, weights, _ = case
-    np.testing.assert_array_equal(_native.decode_rows(isa, matrix(tensor)), weights)
+    np.testing.assert_array_equal(_devtools.decode_rows(isa, matrix(tensor)), weights)
 
 
 @pytest.mark.parametrize("isa", available_isas())
 def test_exact_product_is_batch_invariant(case, isa: str) -> None:
     tensor, _, x = case
-    alone = np.concatenate([_native.multiply(isa, matrix(tensor), x[t : t + 1], "exact") for t in range(TOKENS)])
+    alone = np.concatenate([_devtools.multiply(isa, matrix(tensor), x[t : t + 1], "exact") for t in range(TOKENS)])
     for tokens in (*range(2, 21), 31, 32, TOKENS):
-        together = _native.multiply(isa, matrix(tensor), x[:tokens], "exact")
+        together = _devtools.multiply(isa, matrix(tensor), x[:tokens], "exact")
         np.testing.assert_array_equal(together.view(np.uint32), alone[:tokens].view(np.uint32))
 
 
@@ -56,19 +56,19 @@ def test_exact_product_is_batch_invariant(case, isa: str) -> None:
 def test_every_instruction_set_gives_the_same_bits(case, product: str) -> None:
     tensor, _, x = case
     x = x[:16] if product == "draft" else x
-    portable = _native.multiply("portable", matrix(tensor), x, product)
+    portable = _devtools.multiply("portable", matrix(tensor), x, product)
     for isa in available_isas():
         np.testing.assert_array_equal(
-            _native.multiply(isa, matrix(tensor), x, product).view(np.uint32), portable.view(np.uint32)
+            _devtools.multiply(isa, matrix(tensor), x, product).view(np.uint32), portable.view(np.uint32)
         )
 
 
 @pytest.mark.parametrize("isa", available_isas())
 def test_the_draft_of_a_token_is_the_same_in_any_company(case, isa: str) -> None:
     tensor, _, x = case
-    alone = np.concatenate([_native.multiply(isa, matrix(tensor), row[None], "draft") for row in x[:16]])
+    alone = np.concatenate([_devtools.multiply(isa, matrix(tensor), row[None], "draft") for row in x[:16]])
     for first, last in [*((0, tokens) for tokens in range(2, 17)), (5, 9), (9, 16)]:
-        together = _native.multiply(isa, matrix(tensor), x[first:last], "draft")
+        together = _devtools.multiply(isa, matrix(tensor), x[first:last], "draft")
         np.testing.assert_array_equal(together.view(np.uint32), alone[first:last].view(np.uint32))
 
 
@@ -93,18 +93,18 @@ def few(request: pytest.FixtureRequest) -> tuple[SplitTensor, NDArray[np.float32
 @pytest.mark.parametrize("tokens", range(1, 17))
 def test_the_draft_of_few_has_the_same_bits_on_all_instruction_sets(few, tokens: int) -> None:
     tensor, x = few
-    portable = _native.multiply("portable", matrix(tensor), x[:tokens], "draft of few")
+    portable = _devtools.multiply("portable", matrix(tensor), x[:tokens], "draft of few")
     for isa in DRAFTS_OF_FEW:
-        found = _native.multiply(isa, matrix(tensor), x[:tokens], "draft of few")
+        found = _devtools.multiply(isa, matrix(tensor), x[:tokens], "draft of few")
         np.testing.assert_array_equal(found.view(np.uint32), portable.view(np.uint32))
 
 
 @pytest.mark.parametrize("isa", DRAFTS_OF_FEW)
 def test_the_draft_of_few_is_batch_invariant(few, isa: str) -> None:
     tensor, x = few
-    alone = np.concatenate([_native.multiply(isa, matrix(tensor), row[None], "draft of few") for row in x])
+    alone = np.concatenate([_devtools.multiply(isa, matrix(tensor), row[None], "draft of few") for row in x])
     for first, last in [*((0, tokens) for tokens in range(2, 17)), (5, 9), (9, 16)]:
-        together = _native.multiply(isa, matrix(tensor), x[first:last], "draft of few")
+        together = _devtools.multiply(isa, matrix(tensor), x[first:last], "draft of few")
         np.testing.assert_array_equal(together.view(np.uint32), alone[first:last].view(np.uint32))
 
 
@@ -113,7 +113,7 @@ def test_the_draft_of_few_multiplies_draft_values_by_rounded_activations(few) ->
     tensor, _ = few
     x = np.random.default_rng(12).standard_normal((16, COLUMNS)).astype(np.float32)
     weights, rounded = draft_values(tensor).astype(np.float64), as_multiplied(x, "bf16").astype(np.float64)
-    found = _native.multiply("portable", matrix(tensor), x, "draft of few")
+    found = _devtools.multiply("portable", matrix(tensor), x, "draft of few")
     bound = 2.0**-8 * (np.abs(rounded) @ np.abs(weights).T) + 1e-6
     assert (np.abs(found - rounded @ weights.T) < bound).all()
     assert np.linalg.norm(found - rounded @ weights.T) < 2.0**-9 * np.linalg.norm(rounded @ weights.T)
@@ -124,14 +124,14 @@ def test_what_has_no_draft_of_few_says_so(few) -> None:
     half = encode(from_float32(np.ones((4, 64), np.float32), "fp16"), Spec.default("nested", "fp16", 64))
     for isa in available_isas():
         with pytest.raises(ValueError, match="no such product"):
-            _native.multiply(isa, matrix(half), np.ones((1, 64), np.float32), "draft of few")
+            _devtools.multiply(isa, matrix(half), np.ones((1, 64), np.float32), "draft of few")
         if isa not in DRAFTS_OF_FEW:
             with pytest.raises(ValueError, match="no such product"):
-                _native.multiply(isa, matrix(tensor), x, "draft of few")
+                _devtools.multiply(isa, matrix(tensor), x, "draft of few")
     with pytest.raises(ValueError, match="no such product"):
-        _native.multiply("portable", matrix(tensor), np.ones((17, COLUMNS), np.float32), "draft of few")
+        _devtools.multiply("portable", matrix(tensor), np.ones((17, COLUMNS), np.float32), "draft of few")
     with pytest.raises(ValueError, match="no such product"):
-        _native.multiply("portable", matrix(tensor), x, "drafted")
+        _devtools.multiply("portable", matrix(tensor), x, "drafted")
 
 
 def as_multiplied(x: NDArray[np.float32], dtype: Dtype) -> NDArray[np.float32]:
@@ -150,9 +150,9 @@ def test_numbers_at_the_edge_of_float32_have_the_same_bits_everywhere() -> None:
     x[4:6] *= np.float32(2.0**-128)
     x[6] = (x[6].view(np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32)
     x[7, 9] = np.float32(3.4e38)
-    expected = _native.multiply("portable", matrix(tensor), x, "exact").view(np.uint32)
+    expected = _devtools.multiply("portable", matrix(tensor), x, "exact").view(np.uint32)
     for isa in available_isas():
-        np.testing.assert_array_equal(_native.multiply(isa, matrix(tensor), x, "exact").view(np.uint32), expected)
+        np.testing.assert_array_equal(_devtools.multiply(isa, matrix(tensor), x, "exact").view(np.uint32), expected)
 
 
 @pytest.mark.parametrize("isa", available_isas())
@@ -164,7 +164,7 @@ def test_a_sum_just_above_the_middle_of_two_floats_is_rounded_up(isa: str) -> No
     assert not {0, 8} & set(tensor.escape_columns.tolist())
     x = np.zeros((1, 64), np.float32)
     x[0, [0, 8]] = 8681086 * 2.0**-48, 1.0  # a lane adds column 8 before column 0
-    assert _native.multiply(isa, matrix(tensor), x, "exact")[0, 0] == 1 + 2.0**-23
+    assert _devtools.multiply(isa, matrix(tensor), x, "exact")[0, 0] == 1 + 2.0**-23
 
 
 def test_exact_product_matches_float64(case) -> None:
@@ -173,13 +173,13 @@ def test_exact_product_matches_float64(case) -> None:
     truth = x.astype(np.float64) @ weights.astype(np.float64).T
     # float32 accumulation of 331 products: an error of a few ulps of the sum of magnitudes
     bound = 331**0.5 * 2.0**-24 * (np.abs(x.astype(np.float64)) @ np.abs(weights.astype(np.float64)).T) + 1e-7
-    assert (np.abs(_native.multiply("", matrix(tensor), x, "exact") - truth) < bound).all()
+    assert (np.abs(_devtools.multiply("", matrix(tensor), x, "exact") - truth) < bound).all()
 
 
 def test_draft_product_differs_only_by_the_activations_rounding(case) -> None:
     tensor, _, x = case
     truth = x.astype(np.float64) @ draft_values(tensor).astype(np.float64).T
-    error = np.linalg.norm(_native.multiply("", matrix(tensor), x, "draft") - truth) / np.linalg.norm(truth)
+    error = np.linalg.norm(_devtools.multiply("", matrix(tensor), x, "draft") - truth) / np.linalg.norm(truth)
     # int8 in -127..127 with one scale per 64 Gaussian values: a step of about 2.6 sigma / 127
     assert error < 0.01
 
@@ -194,8 +194,8 @@ def test_a_matrix_that_consists_of_escapes(isa: str, dtype: str) -> None:
     tensor = encode(bits, Spec.default("nested", dtype, 64))
     assert tensor.escapes > 3000
     x = rng.standard_normal((TOKENS, 400)).astype(np.float32)
-    together = _native.multiply(isa, matrix(tensor), x, "exact")
-    alone = np.concatenate([_native.multiply(isa, matrix(tensor), x[t : t + 1], "exact") for t in range(TOKENS)])
+    together = _devtools.multiply(isa, matrix(tensor), x, "exact")
+    alone = np.concatenate([_devtools.multiply(isa, matrix(tensor), x[t : t + 1], "exact") for t in range(TOKENS)])
     np.testing.assert_array_equal(together.view(np.uint32), alone.view(np.uint32))
     truth = as_multiplied(x, dtype).astype(np.float64) @ to_float32(bits, dtype).T.astype(np.float64)
     np.testing.assert_allclose(together, truth, atol=1e-3)
@@ -205,7 +205,7 @@ def test_not_a_number_and_infinity_reach_the_result() -> None:
     weights = np.full((4, 64), 0.5, dtype=np.float32)
     weights[1, 3], weights[2, 60] = np.nan, np.inf
     tensor = encode(from_float32(weights, "bf16"), Spec.default("nested", "bf16", 64))
-    y = _native.multiply("", matrix(tensor), np.ones((1, 64), dtype=np.float32), "exact")[0]
+    y = _devtools.multiply("", matrix(tensor), np.ones((1, 64), dtype=np.float32), "exact")[0]
     assert np.isfinite(y[[0, 3]]).all()
     assert np.isnan(y[1])
     assert np.isinf(y[2])

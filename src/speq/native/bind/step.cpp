@@ -18,27 +18,12 @@
 #include "bind/arrays.h"
 #include "bind/released.h"
 #include "bind/weight.h"
-#include "gemm/escape_deltas.h"
-#include "gemm/many_scratch.h"
 #include "step/operators.h"
 
 namespace nb = nanobind;
 using namespace speq;
 
 namespace {
-
-// Keeps arrays alive.
-using Held = std::vector<nb::ndarray<>>;
-
-template <class... Arrays>
-void hold(Held& held, const Arrays&... arrays) {
-    (held.emplace_back(arrays.handle()), ...);
-}
-
-struct BoundMatrix {
-    SplitWeight weight;
-    Held planes;
-};
 
 struct HeldArrays {
     Held held;
@@ -49,82 +34,15 @@ struct BoundStep : HeldArrays, Step {
     using Step::Step;
 };
 
-BoundMatrix make_matrix(const SplitFormat& format, std::tuple<int64_t, int64_t> shape,
-                        const Array<const uint8_t>& codes, const Array<const uint8_t>& residual,
-                        const Array<const uint16_t>& scales, const Array<const uint32_t>& escape_rows,
-                        const Array<const uint16_t>& escape_columns, const Array<const uint16_t>& escape_values,
-                        const Array<const uint16_t>& table) {
-    BoundMatrix matrix{checked_weight(format, std::get<0>(shape), std::get<1>(shape),
-                                      {codes, residual, scales, escape_rows, escape_columns, escape_values, table}),
-                       {}};
+HeldWeight make_matrix(const SplitFormat& format, std::tuple<int64_t, int64_t> shape, const Array<const uint8_t>& codes,
+                       const Array<const uint8_t>& residual, const Array<const uint16_t>& scales,
+                       const Array<const uint32_t>& escape_rows, const Array<const uint16_t>& escape_columns,
+                       const Array<const uint16_t>& escape_values, const Array<const uint16_t>& table) {
+    HeldWeight matrix{checked_weight(format, std::get<0>(shape), std::get<1>(shape),
+                                     {codes, residual, scales, escape_rows, escape_columns, escape_values, table}),
+                      {}};
     hold(matrix.planes, codes, residual, scales, escape_rows, escape_columns, escape_values);
     return matrix;
-}
-
-// y = x W^T by the kernels of one instruction set, on the calling thread: what the kernel tests compare. `product` is
-// "exact", "draft" or "draft of few".
-nb::ndarray<nb::numpy, float> multiply(const std::string& isa, const BoundMatrix& matrix, Table<const float> x,
-                                       const std::string& product) {
-    const SplitWeight& w = matrix.weight;
-    const Kernels& k = kernels(isa);
-    require(x.shape(1) == static_cast<size_t>(w.columns), "x and the matrix differ in columns");
-    require(x.shape(0) >= 1 && x.shape(0) <= static_cast<size_t>(kMostTokens), "too many tokens for one product");
-    require_aligned(x);
-    const int tokens = static_cast<int>(x.shape(0)), padded = w.padded_columns();
-    auto input = make_aligned<float>(static_cast<size_t>(tokens) * padded);
-    for (int t = 0; t < tokens; ++t)
-        std::copy_n(x.data() + static_cast<size_t>(t) * w.columns, w.columns,
-                    input.get() + static_cast<size_t>(t) * padded);
-    auto y = make_aligned<float>(static_cast<size_t>(w.row_blocks()) * tokens * kRowsPerBlock);
-    if (product == "draft of few") {
-        const auto draft_few = k.draft_few(w);
-        require(draft_few != nullptr && tokens <= kFewTokens, "there is no such product");
-        auto rows = make_aligned<float>(static_cast<size_t>(kFewTokens) * padded);
-        k.prepare_few(w)(input.get(), padded, tokens, padded, rows.get());
-        draft_few(w, {rows.get(), static_cast<size_t>(padded), tokens}, 0, w.row_blocks(), y.get(), nullptr);
-    } else if (product == "exact") {
-        auto scratch = make_aligned<float>(exact_scratch(tokens));
-        auto rows = make_aligned<float>(static_cast<size_t>(kFewTokens) * padded);
-        const bool is_few = tokens <= kFewTokens;
-        if (is_few) k.prepare_few(w)(input.get(), padded, tokens, padded, rows.get());
-        for (int t = 0; !is_few && k.prepare_row(w) && t < tokens; ++t) {
-            float* row = input.get() + static_cast<size_t>(t) * padded;
-            k.prepare_row(w)(row, padded, row);
-        }
-        const auto deltas = escape_deltas(w);
-        SplitWeight complete = w;
-        complete.escape_deltas = deltas.get();
-        const Activations x{is_few ? rows.get() : input.get(), static_cast<size_t>(padded), tokens};
-        k.exact_rows(w)(complete, x, 0, w.row_blocks(), y.get(), scratch.get());
-    } else {
-        require(product == "draft", "there is no such product");
-        require(tokens <= kFewTokens, "too many tokens for one product");
-        const DraftInput drafted(padded);
-        for (int t = 0; t < tokens; ++t)
-            k.quantise(w)(input.get() + static_cast<size_t>(t) * padded, padded, drafted.rows()[t]);
-        k.draft_rows(w)(w, drafted.rows(), tokens, 0, w.row_blocks(), y.get());
-    }
-    auto* out = new float[static_cast<size_t>(tokens) * w.rows];
-    nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    for (int t = 0; t < tokens; ++t)
-        for (int r = 0; r < w.rows; ++r)
-            out[static_cast<size_t>(t) * w.rows + r] =
-                y[(static_cast<size_t>(r / kRowsPerBlock) * tokens + t) * kRowsPerBlock + r % kRowsPerBlock];
-    return {out, {static_cast<size_t>(tokens), static_cast<size_t>(w.rows)}, owner};
-}
-
-// The exact float32 values of the matrix, as the embedding look-up decodes them.
-nb::ndarray<nb::numpy, float> decode_rows(const std::string& isa, const BoundMatrix& matrix) {
-    const SplitWeight& w = matrix.weight;
-    const auto decode = kernels(isa).decode_row(w);
-    auto row = make_aligned<float>(w.padded_columns());
-    auto* out = new float[static_cast<size_t>(w.rows) * w.columns];
-    nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    for (int r = 0; r < w.rows; ++r) {
-        decode(w, r, row.get());
-        std::copy_n(row.get(), w.columns, out + static_cast<size_t>(r) * w.columns);
-    }
-    return {out, {static_cast<size_t>(w.rows), static_cast<size_t>(w.columns)}, owner};
 }
 
 using NormArgument = std::tuple<nb::object, float>;  // (float32 [width] or None, eps)
@@ -261,7 +179,7 @@ void run(BoundStep& step, Integers tokens, Table<const int32_t> spans, Integers 
     step.run(std::move(pass));
 }
 
-// Of the rows that the last pass wanted.
+// The logits of the rows that the last pass wanted.
 nb::object logits(nb::handle self) {
     auto& step = nb::cast<BoundStep&>(self);
     const Output output = [&] {
@@ -299,18 +217,16 @@ nb::object tapped(nb::handle self, int index) {
 
 void bind_step(nb::module_& m) {
     m.def("available_isas", &available_isas);
-    nb::class_<BoundMatrix>(m, "Matrix")
+    nb::class_<HeldWeight>(m, "Matrix")
         .def_static("make", &make_matrix, nb::arg("format"), nb::arg("shape"), nb::kw_only(), nb::arg("codes"),
                     nb::arg("residual"), nb::arg("scales"), nb::arg("escape_rows"), nb::arg("escape_columns"),
                     nb::arg("escape_values"), nb::arg("table"));
-    m.def("multiply", &multiply);
-    m.def("decode_rows", &decode_rows);
     nb::class_<BoundStep>(m, "Step")
         .def_static("make", &make_step, nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert(),
                     nb::arg(), nb::arg(), nb::arg())
         .def("add_buffer", [](BoundStep& s, int width) { return s.add_buffer(width); })
         .def("add_matrix",
-             [](BoundStep& s, const BoundMatrix& matrix) {
+             [](BoundStep& s, const HeldWeight& matrix) {
                  s.held.insert(s.held.end(), matrix.planes.begin(), matrix.planes.end());
                  return s.add_matrix(matrix.weight);
              })
@@ -337,7 +253,7 @@ void bind_step(nb::module_& m) {
                                    make_norm(s, k_norm)});
              })
         .def("head",
-             [](BoundStep& s, int x, NormArgument norm, int matrix) { add_head(s, x, make_norm(s, norm), matrix); })
+             [](BoundStep& s, int x, NormArgument norm, int matrix) { add_lm_head(s, x, make_norm(s, norm), matrix); })
         .def("sample", [](BoundStep& s) { add_sample(s); })
         .def("tap", [](BoundStep& s, int x) { return add_tap(s, x); })
         .def("bind", [](BoundStep& s) { s.bind(); })

@@ -34,11 +34,12 @@ SplitFormat checked_format(const std::string& dtype, bool table_per_group, int r
     return format;
 }
 
-SplitFormat with_table(SplitFormat format, const Array<const uint16_t>& table) {
+SplitFormat with_table(const SplitFormat& format, const Array<const uint16_t>& table) {
     require(table.size() == 8, "tables have the wrong size");
     require_aligned(table);
-    std::copy_n(table.data(), 8, format.table);
-    return format;
+    SplitFormat whole = format;
+    std::copy_n(table.data(), 8, whole.table);
+    return whole;
 }
 
 SplitWeight checked_weight(const SplitFormat& format, int64_t rows, int64_t columns, const PlaneArrays& planes) {

@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include <string>
+#include <vector>
 
 #include "bind/arrays.h"
 #include "core/split.h"
@@ -16,7 +17,7 @@ SplitFormat checked_format(const std::string& dtype, bool table_per_group, int r
                            const Array<const int8_t>& levels);
 
 // The format with the table of a tensor.
-SplitFormat with_table(SplitFormat format, const Array<const uint16_t>& table);
+SplitFormat with_table(const SplitFormat& format, const Array<const uint16_t>& table);
 
 // The planes of a speq.formats.SplitTensor.
 struct PlaneArrays {
@@ -24,6 +25,20 @@ struct PlaneArrays {
     Array<const uint16_t> scales;
     Array<const uint32_t> escape_rows;
     Array<const uint16_t> escape_columns, escape_values, table;
+};
+
+// Keeps arrays alive.
+using Held = std::vector<nanobind::ndarray<>>;
+
+template <class... Arrays>
+void hold(Held& held, const Arrays&... arrays) {
+    (held.emplace_back(arrays.handle()), ...);
+}
+
+// What Python calls a Matrix: a weight and the arrays that it is a view of. The devtools take it as well.
+struct HeldWeight {
+    SplitWeight weight;
+    Held planes;
 };
 
 // A view of planes that fit a matrix of this shape.

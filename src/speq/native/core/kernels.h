@@ -111,10 +111,10 @@ struct Kernels {
     using Quantise = void (*)(const float* x, int columns, DraftRow);
     using DecodeRow = void (*)(const SplitWeight&, int row, float* out);
     ExactRows (*exact_rows)(const SplitWeight&);
-    // One of many tokens' activations, in at most as many floats, perhaps in place; null where they are used as they
-    // are.
+    // Packs one of many tokens' activations, in at most as many floats, perhaps in place; null where they are used as
+    // they are.
     PrepareRow (*prepare_row)(const SplitWeight&);
-    // Those of up to kFewTokens tokens, `stride` floats apart, in at most as many floats as kFewTokens rows have.
+    // Packs those of up to kFewTokens tokens, `stride` floats apart, in at most as many floats as kFewTokens rows have.
     PrepareFew (*prepare_few)(const SplitWeight&);
     DraftRows (*draft_rows)(const SplitWeight&);
     // The draft of up to kFewTokens tokens with the activations of the exact product; null where there is none.
@@ -135,7 +135,7 @@ struct Kernels {
     // to the target, the lowest of equals; -1 (an escape, which drafts as code 0) if there is none.
     void (*nearest_bins)(const Candidates&, const uint16_t* start, const Drafts&, int residual_bits, int32_t* bins,
                          float* values);
-    // The same for the weights of kFeedbackRows rows in one column.
+    // nearest_bins for the weights of kFeedbackRows rows in one column.
     void (*nearest_bins_of_rows)(const Candidates&, const RowBins&, int residual_bits, int32_t* bins, float* values);
     // targets[c][r] += errors[j][r] * factors[j][c], for j = 0, 1, ... n - 1 in this order; kFeedbackRows by
     // kFeedbackColumns targets.

@@ -21,7 +21,7 @@ void pause() {
 #endif
 }
 
-// A stage ends within microseconds when every member has a core; give the core away when it does not.
+// A stage ends within microseconds when every worker has a core; give the core away when it does not.
 constexpr int kSpinsBeforeYield = 4000;
 // Decoding starts the next run within a millisecond or so; sleeping and waking would cost as much.
 constexpr int kSpinsBeforeSleep = 20000;
@@ -32,7 +32,7 @@ ThreadTeam::ThreadTeam(int size, std::function<void(int, uint32_t)> job)
     : size_(size), job_(std::move(job)), process_(getpid()) {
     threads_.reserve(size);  // so that nothing but a thread itself can fail below
     try {
-        for (int member = 1; member < size; ++member) threads_.emplace_back([this, member] { work(member); });
+        for (int worker = 1; worker < size; ++worker) threads_.emplace_back([this, worker] { work(worker); });
     } catch (const std::system_error& error) {
         const size_t started = threads_.size() + 1;
         stop();
@@ -72,14 +72,14 @@ void ThreadTeam::wait(const Stage& stage, uint32_t run, int total) const {
     }
 }
 
-void ThreadTeam::work(int member) {
+void ThreadTeam::work(int worker) {
     for (uint32_t seen = 0;;) {
         for (int spins = 0; runs_.load(std::memory_order_acquire) == seen && spins < kSpinsBeforeSleep; ++spins)
             pause();
         runs_.wait(seen, std::memory_order_acquire);
         seen = runs_.load(std::memory_order_acquire);
         if (stopping_.load(std::memory_order_relaxed)) return;
-        job_(member, seen);
+        job_(worker, seen);
     }
 }
 

@@ -1,7 +1,7 @@
-// A fixed team of threads that runs one job again and again; the calling thread is member 0. The job is divided into
-// stages of tasks, and the next stage may begin when all tasks of the last are finished, not when all members have
-// arrived: a member that lost its core to another process holds up nobody unless it lost it inside a task. Between jobs
-// members sleep.
+// A fixed team of threads that runs one job again and again; the calling thread is worker 0. The job is divided into
+// stages of tasks, and the next stage may begin when all tasks of the last are finished, not when all workers have
+// arrived: a worker that lost its core to another process holds up nobody unless it lost it inside a task. Between jobs
+// workers sleep.
 #pragma once
 #include <sys/types.h>
 
@@ -14,19 +14,19 @@
 
 namespace speq {
 
-// The tasks of one stage. Each member has a share of neighbouring ones, which it claims one by one, so that it reads
+// The tasks of one stage. Each worker has a share of neighbouring ones, which it claims one by one, so that it reads
 // weights on from where it stopped; whoever is through with its own helps others with theirs. Counts carry the number
-// of the run they belong to, so that nothing has to be reset and a member left over from an earlier run can do no harm.
+// of the run they belong to, so that nothing has to be reset and a worker left over from an earlier run can do no harm.
 class Stage {
   public:
-    explicit Stage(int members) : members_(members), claimed_(std::make_unique<Count[]>(members)) {}
+    explicit Stage(int workers) : workers_(workers), claimed_(std::make_unique<Count[]>(workers)) {}
 
-    // A task in 0..total-1 for a member, or -1 if there is none left for this run.
-    int claim(uint32_t run, int total, int member) {
-        for (int i = 0; i < members_; ++i) {
-            const int64_t of = (member + i) % members_;
-            const int begin = static_cast<int>(of * total / members_);
-            const int next = take(claimed_[of], run, static_cast<int>((of + 1) * total / members_) - begin);
+    // A task in 0..total-1 for a worker, or -1 if there is none left for this run.
+    int claim(uint32_t run, int total, int worker) {
+        for (int i = 0; i < workers_; ++i) {
+            const int64_t of = (worker + i) % workers_;
+            const int begin = static_cast<int>(of * total / workers_);
+            const int next = take(claimed_[of], run, static_cast<int>((of + 1) * total / workers_) - begin);
             if (next >= 0) return begin + next;
         }
         return -1;
@@ -64,14 +64,14 @@ class Stage {
     static int count_of(uint64_t state) { return static_cast<int>(state & 0xffffffffu); }
     static bool is_later(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) > 0; }
 
-    const int members_;
-    std::unique_ptr<Count[]> claimed_;  // of each member's share
+    const int workers_;
+    std::unique_ptr<Count[]> claimed_;  // of each worker's share
     alignas(64) std::atomic<uint64_t> finished_{0};
 };
 
 class ThreadTeam {
   public:
-    // job(member, run) is called on every member for every run; it must return early when it finds a later run begun.
+    // job(worker, run) is called on every worker for every run; it must return early when it finds a later run begun.
     // Throws UserError if the system does not start so many threads; none is left then.
     ThreadTeam(int size, std::function<void(int, uint32_t)> job);
     ~ThreadTeam();
@@ -83,7 +83,7 @@ class ThreadTeam {
     // Whether this is the process that the team was made in: a forked child has none of its threads.
     bool is_here() const;
 
-    // Starts the next run on all members and returns when the caller's own part of it is over.
+    // Starts the next run on all workers and returns when the caller's own part of it is over.
     void run();
 
     // The number that the next run() gives to its run.
@@ -93,13 +93,13 @@ class ThreadTeam {
     void wait(const Stage& stage, uint32_t run, int total) const;
 
   private:
-    void work(int member);
+    void work(int worker);
     void stop();
 
     const int size_;
     const std::function<void(int, uint32_t)> job_;
     std::atomic<bool> stopping_{false};
-    alignas(64) std::atomic<uint32_t> runs_{0};  // runs started; members sleep on it
+    alignas(64) std::atomic<uint32_t> runs_{0};  // runs started; workers sleep on it
     const pid_t process_;
     std::vector<std::thread> threads_;
 };

@@ -11,17 +11,17 @@ namespace speq {
 
 // Runs work(first) ... work(last - 1), each on a thread of its own, and waits for them when it is destroyed. Throws
 // UserError if the system does not start so many; none of them has begun its work then. `last` counts the calling
-// thread, which is member 0 where `first` is 1.
+// thread, which is worker 0 where `first` is 1.
 class Threads {
   public:
     template <class Work>
     Threads(int first, int last, Work work) {
         threads_.reserve(static_cast<size_t>(last - first));
         try {
-            for (int member = first; member < last; ++member)
-                threads_.emplace_back([this, work, member] {
+            for (int worker = first; worker < last; ++worker)
+                threads_.emplace_back([this, work, worker] {
                     gate_.wait(closed);
-                    if (gate_ == open) work(member);
+                    if (gate_ == open) work(worker);
                 });
         } catch (const std::system_error& error) {
             const size_t started = threads_.size() + static_cast<size_t>(first);

@@ -66,7 +66,7 @@ SPEQ_INLINE Vec8 fma(Vec8 a, Vec8 b, Vec8 c) {
     if (hard & kSign) return lanes([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
     return lanes([&](int i) { return static_cast<float>(sums[i]); });
 }
-// The same for a and b of eight significant bits, as BF16 has them. Their product has 16; where a sum with it is not
+// A multiply-add for a and b of eight significant bits, as in BF16. Their product has 16; where a sum with it is not
 // exact in double, one of the two is less than a 32nd of the last bit of the other, which is then the result.
 SPEQ_INLINE Vec8 fma_short(Vec8 a, Vec8 b, Vec8 c) {
     return lanes(

@@ -38,7 +38,7 @@ class TableStrip {
             }
     }
 
-    // Of a vector of rows in a half of the i-th block.
+    // The table of a vector of rows in a half of the i-th block.
     SPEQ_INLINE decltype(auto) at(int i, int half, int wide) const {
         const int g = group(i) + (F::halves ? half : 0);
         if constexpr (!F::table_per_group) {

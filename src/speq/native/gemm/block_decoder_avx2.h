@@ -20,7 +20,7 @@ class TableMaker {
         if constexpr (!F::table_per_group)
             constant_ = spread(_mm_load_si128(reinterpret_cast<const __m128i*>(w.table)));
     }
-    // Of some rows, whose scales of a group stand at `scales`.
+    // Makes the tables of some rows, whose scales of a group stand at `scales`.
     template <int Rows>
     SPEQ_INLINE void make(const uint16_t* scales, Table (&out)[Rows]) const {
         unroll<Rows>([&](auto r) SPEQ_LAMBDA { out[r] = make(scales + r); });

@@ -38,7 +38,7 @@ class TableMaker {
         if constexpr (!F::table_per_group)
             spread(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(w.table))), constant_);
     }
-    // Of the four rows of a row block, whose scales of a group stand at `scales`.
+    // Makes the tables of a row block, whose scales of a group stand at `scales`.
     SPEQ_INLINE void make(const uint16_t* scales, Table (&out)[kWides]) const {
         const __m512i four = four_scales(scales);
         const __m512 a = _mm512_mul_ps(edges_, row_scales<0>(four)), b = _mm512_mul_ps(edges_, row_scales<1>(four));

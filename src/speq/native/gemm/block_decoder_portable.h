@@ -19,7 +19,7 @@ class TableMaker {
     explicit TableMaker(const SplitWeight& w) : weight_(w) {
         if constexpr (!F::table_per_group) constant_ = make(uint16_t{0});
     }
-    // Of some rows, whose scales of a group stand at `scales`.
+    // Makes the tables of some rows, whose scales of a group stand at `scales`.
     template <int Rows>
     void make(const uint16_t* scales, Table (&out)[Rows]) const {
         for (int r = 0; r < Rows; ++r) out[r] = make(scales[r]);

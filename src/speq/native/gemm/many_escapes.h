@@ -26,7 +26,7 @@ class ManyEscapes {
         });
     }
 
-    // The same for activations that were gathered: those of escape e at gathered + (e - begin) * stride. `sums` is room
+    // Adds with activations that were gathered, those of escape e at gathered + (e - begin) * stride. `sums` is room
     // for `stride` floats, a multiple of eight.
     void add_gathered(int row_block, uint32_t begin, const float* gathered, size_t stride, int tokens, float* sums,
                       float* y) const {

@@ -38,7 +38,7 @@ struct Pair {
 
 #if SPEQ_AVX512
 
-// Of 32-bit lanes with column l in the lower half and l + 8 in the upper.
+// Widens 32-bit lanes with column l in the lower half and l + 8 in the upper.
 SPEQ_INLINE FloatPair widen_bf16(__m512i lanes) {
     const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     return {Wide{_mm512_castsi512_ps(_mm512_slli_epi32(lanes, 16))},

@@ -40,7 +40,7 @@ SPEQ_INLINE size_t tile_begin(int token, int columns) {
     return static_cast<size_t>(token) * (columns / kPairColumns) * kPairFloats<D>;
 }
 
-// Of tokens First..min(First + 8, M) - 1 of a tile, the activations of one column.
+// The activations of one column for tokens First..min(First + 8, M) - 1 of a tile.
 template <DType D, int M, int First>
 SPEQ_INLINE Vec8 tile_column(const float* x, int column) {
     constexpr TokenTile<D> tile(M);

@@ -53,8 +53,8 @@ void rotate_head(Step& step, const Norm& norm, const float* head, int row, int h
 }
 
 // Writes keys and values of a kv head for rows first..last - 1 of a span to the cache.
-void store_kv(Step& step, const Span& span, const Shape& s, int member, int kv_head, int first, int last) {
-    float* rotated = step.scratch(member).queries.get();
+void store_kv(Step& step, const Span& span, const Shape& s, int worker, int kv_head, int first, int last) {
+    float* rotated = step.scratch(worker).queries.get();
     for (int i = first; i < last; ++i) {
         const int row = span.first + i;
         const float* key = step.buffer(s.qkv).row(row) + static_cast<size_t>(s.heads + kv_head) * s.head_dim;
@@ -71,10 +71,10 @@ class StoreKV final : public Operator {
 
     int tasks(Step&, const Pass& pass) const override { return total(pass, rows); }
 
-    void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
+    void run(Step& step, const Pass& pass, Tasks& tasks, int worker) override {
         tasks.each([&](int task) {
             with_span(pass, task, rows, [&](const Span& span, int row) {
-                for (int h = 0; h < s_.kv_heads; ++h) store_kv(step, span, s_, member, h, row, row + 1);
+                for (int h = 0; h < s_.kv_heads; ++h) store_kv(step, span, s_, worker, h, row, row + 1);
             });
         });
     }
@@ -93,12 +93,12 @@ class Attention final : public Operator {
         return total(pass, [&](const Span& span) { return s_.kv_heads * s_.parts(span); });
     }
 
-    void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
+    void run(Step& step, const Pass& pass, Tasks& tasks, int worker) override {
         const auto count = [&](const Span& span) { return s_.kv_heads * s_.parts(span); };
         tasks.each([&](int task) {
             float* states = step.attention_states();
             for (const auto& span : pass.spans) {
-                if (task < count(span)) return attend(step, span, member, task, states);
+                if (task < count(span)) return attend(step, span, worker, task, states);
                 task -= count(span);
                 if (s_.by_chunk(span)) states += states_of(span);
             }
@@ -111,28 +111,28 @@ class Attention final : public Operator {
     }
 
   private:
-    void attend(Step& step, const Span& span, int member, int task, float* states) {
+    void attend(Step& step, const Span& span, int worker, int task, float* states) {
         const int kv_head = task % s_.kv_heads, part = task / s_.kv_heads;
-        if (!s_.is_few(span)) return attend_to_all(step, span, member, kv_head, part * kAttentionTokens);
+        if (!s_.is_few(span)) return attend_to_all(step, span, worker, kv_head, part * kAttentionTokens);
         const int chunk = s_.first_chunk(span.start) + part;
         if (!s_.stores_before(span)) {
             const int begin = chunk * kAttentionChunk - span.start;
-            store_kv(step, span, s_, member, kv_head, std::max(begin, 0),
+            store_kv(step, span, s_, worker, kv_head, std::max(begin, 0),
                      std::min(begin + kAttentionChunk, span.count));
         }
-        if (!s_.by_chunk(span)) return attend_to_all(step, span, member, kv_head, 0);
-        rotate_queries(step, span, member, kv_head, 0, span.count);
+        if (!s_.by_chunk(span)) return attend_to_all(step, span, worker, kv_head, 0);
+        rotate_queries(step, span, worker, kv_head, 0, span.count);
         const size_t heads = static_cast<size_t>(part) * span.count * s_.heads + kv_head * s_.group();
-        attend_chunk(step, span, member, kv_head, 0, span.count, chunk, states + heads * s_.state(),
+        attend_chunk(step, span, worker, kv_head, 0, span.count, chunk, states + heads * s_.state(),
                      s_.heads * s_.state());
     }
 
     // Up to kAttentionTokens rows of a span from `row` on, through all their chunks.
-    void attend_to_all(Step& step, const Span& span, int member, int kv_head, int row) {
+    void attend_to_all(Step& step, const Span& span, int worker, int kv_head, int row) {
         const int rows = std::min(kAttentionTokens, span.count - row), heads = rows * s_.group();
-        float* states = step.scratch(member).attention.get() + attention_scratch(heads, s_.head_dim);
+        float* states = step.scratch(worker).attention.get() + attention_scratch(heads, s_.head_dim);
         float* next = states + static_cast<size_t>(heads) * s_.state();
-        rotate_queries(step, span, member, kv_head, row, rows);
+        rotate_queries(step, span, worker, kv_head, row, rows);
         const auto position = [&](int i) { return span.start + (span.is_chain ? row + i : span.depths[row + i]); };
         int begin = position(0), end = position(0);
         for (int i = 1; i < rows; ++i) {
@@ -140,7 +140,7 @@ class Attention final : public Operator {
             end = std::max(end, position(i));
         }
         for (int chunk = s_.first_chunk(begin); chunk <= s_.last_chunk(end); ++chunk) {
-            attend_chunk(step, span, member, kv_head, row, rows, chunk, next, s_.group() * s_.state());
+            attend_chunk(step, span, worker, kv_head, row, rows, chunk, next, s_.group() * s_.state());
             for (int head = 0; head < heads; ++head) {
                 const int at = position(head / s_.group());
                 float *state = states + head * s_.state(), *from = next + head * s_.state();
@@ -156,9 +156,9 @@ class Attention final : public Operator {
                                                 (kv_head * s_.group() + head % s_.group()) * s_.head_dim);
     }
 
-    // The queries of rows row..row + rows - 1 of a span, to the member's scratch.
-    void rotate_queries(Step& step, const Span& span, int member, int kv_head, int row, int rows) {
-        float* out = step.scratch(member).queries.get();
+    // The queries of rows row..row + rows - 1 of a span, to the worker's scratch.
+    void rotate_queries(Step& step, const Span& span, int worker, int kv_head, int row, int rows) {
+        float* out = step.scratch(worker).queries.get();
         for (int i = span.first + row; i < span.first + row + rows; ++i) {
             const float* query = step.buffer(s_.qkv).row(i) + static_cast<size_t>(kv_head) * s_.group() * s_.head_dim;
             for (int h = 0; h < s_.group(); ++h, query += s_.head_dim, out += s_.head_dim)
@@ -167,12 +167,12 @@ class Attention final : public Operator {
     }
 
     // The states of those rows for one chunk.
-    void attend_chunk(Step& step, const Span& span, int member, int kv_head, int row, int rows, int chunk,
+    void attend_chunk(Step& step, const Span& span, int worker, int kv_head, int row, int rows, int chunk,
                       float* states, size_t state_stride) {
         const Cache& cache = step.cache();
         const int begin = chunk * kAttentionChunk;
         const size_t at = cache.offset(span.pages[chunk], s_.layer, kv_head);
-        AttentionChunk c{.queries = step.scratch(member).queries.get(),
+        AttentionChunk c{.queries = step.scratch(worker).queries.get(),
                          .query_stride = static_cast<size_t>(s_.group()) * s_.head_dim,
                          .tokens = rows,
                          .heads = s_.group(),
@@ -183,18 +183,18 @@ class Attention final : public Operator {
                          .position = span.start + row - begin,
                          .window = s_.window,
                          .scale = s_.scale,
-                         .scratch = step.scratch(member).attention.get(),
+                         .scratch = step.scratch(worker).attention.get(),
                          .states = states,
                          .state_stride = state_stride};
         if (span.is_chain) return step.kernels().attend(c);
-        const AttentionTree tree = tree_of(step, span, member, kv_head, row, begin);
+        const AttentionTree tree = tree_of(step, span, worker, kv_head, row, begin);
         c.count = std::clamp(span.start - begin, 0, kAttentionChunk);
         c.tree = &tree;
         step.kernels().attend(c);
     }
 
-    // The keys and values of a tree's rows, which the member copies if they do not lie in one page.
-    AttentionTree tree_of(Step& step, const Span& span, int member, int kv_head, int row, int begin) {
+    // The keys and values of a tree's rows, which the worker copies if they do not lie in one page.
+    AttentionTree tree_of(Step& step, const Span& span, int worker, int kv_head, int row, int begin) {
         const Cache& cache = step.cache();
         const size_t first = cache.offset(span, s_.layer, kv_head, span.start);
         AttentionTree tree{.keys = cache.keys + first,
@@ -205,7 +205,7 @@ class Attention final : public Operator {
                            .path_stride = span.deepest + 1,
                            .depths = span.depths.data() + row};
         if (span.start / kAttentionChunk == (span.end() - 1) / kAttentionChunk) return tree;
-        Scratch& scratch = step.scratch(member);
+        Scratch& scratch = step.scratch(worker);
         for (int i = 0; i < span.count; ++i) {
             const size_t from = cache.offset(span, s_.layer, kv_head, span.start + i);
             const size_t to = static_cast<size_t>(i) * s_.head_dim;

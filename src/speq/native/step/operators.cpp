@@ -22,10 +22,10 @@ class Embed final : public Operator {
 };
 
 // Many tokens are normalised and prepared once, together, before the product that asked for it; few are left to each
-// member.
-class MakeReady final : public Operator {
+// worker.
+class PackRows final : public Operator {
   public:
-    MakeReady(int x, Norm norm, Kernels::PrepareRow prepare, bool for_logits = false)
+    PackRows(int x, Norm norm, Kernels::PrepareRow prepare, bool for_logits = false)
         : x_(x), norm_(norm), prepare_(prepare), for_logits_(for_logits) {}
 
     int tasks(Step&, const Pass& pass) const override {
@@ -69,8 +69,8 @@ class Linear final : public Operator {
 
     int tasks(Step& step, const Pass& pass) const override { return chunks(step, pass).count(); }
 
-    void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
-        ProductInput input(step, pass, member, step.buffer(x_), norm_);
+    void run(Step& step, const Pass& pass, Tasks& tasks, int worker) override {
+        ProductInput input(step, pass, worker, step.buffer(x_), norm_);
         const Chunks chunks = this->chunks(step, pass);
         tasks.each([&](int task) {
             const int begin = chunks.begin(task), end = chunks.end(task);
@@ -79,7 +79,7 @@ class Linear final : public Operator {
                 const BoundWeight& m = step.matrix(part.matrix);
                 const int last = first + m.weight.row_blocks();
                 if (begin < last && end > first)
-                    multiply(step, input, part, m, std::max(begin, first) - first, std::min(end, last) - first, member);
+                    multiply(step, input, part, m, std::max(begin, first) - first, std::min(end, last) - first, worker);
                 first = last;
             }
         });
@@ -93,9 +93,9 @@ class Linear final : public Operator {
     }
 
     void multiply(Step& step, ProductInput& input, const LinearPart& part, const BoundWeight& m, int begin, int end,
-                  int member) {
-        const float* y = step.scratch(member).product.get();
-        input.multiply(m, begin, end, step.scratch(member).product.get());
+                  int worker) {
+        const float* y = step.scratch(worker).product.get();
+        input.multiply(m, begin, end, step.scratch(worker).product.get());
         const int first = begin * kRowsPerBlock, rows = std::min(end * kRowsPerBlock, m.weight.rows) - first;
         for (int t = 0; t < input.count(); ++t) {
             float values[kFewTokensChunk * kRowsPerBlock];
@@ -123,10 +123,10 @@ class GatedLinear final : public Operator {
 
     int tasks(Step& step, const Pass& pass) const override { return chunks(step, pass).count(); }
 
-    void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
-        ProductInput input(step, pass, member, step.buffer(x_), norm_);
+    void run(Step& step, const Pass& pass, Tasks& tasks, int worker) override {
+        ProductInput input(step, pass, worker, step.buffer(x_), norm_);
         const BoundWeight &gate = step.matrix(gate_.matrix), &up = step.matrix(up_.matrix);
-        Scratch& scratch = step.scratch(member);
+        Scratch& scratch = step.scratch(worker);
         const Chunks chunks = this->chunks(step, pass);
         tasks.each([&](int task) {
             const int begin = chunks.begin(task), end = chunks.end(task);
@@ -156,19 +156,19 @@ class GatedLinear final : public Operator {
     int out_;
 };
 
-class Head final : public Operator {
+class LMHead final : public Operator {
   public:
-    Head(int x, Norm norm, int matrix) : x_(x), norm_(norm), matrix_(matrix) {}
+    LMHead(int x, Norm norm, int matrix) : x_(x), norm_(norm), matrix_(matrix) {}
 
     int tasks(Step& step, const Pass& pass) const override {
         return pass.wanted.empty() ? 0 : chunks(step, pass).count();
     }
 
-    void run(Step& step, const Pass& pass, Tasks& tasks, int member) override {
-        ProductInput input(step, pass, member, step.buffer(x_), norm_, &pass.wanted);
+    void run(Step& step, const Pass& pass, Tasks& tasks, int worker) override {
+        ProductInput input(step, pass, worker, step.buffer(x_), norm_, &pass.wanted);
         const BoundWeight& m = step.matrix(matrix_);
         const Chunks chunks = this->chunks(step, pass);
-        float* y = step.scratch(member).product.get();
+        float* y = step.scratch(worker).product.get();
         tasks.each([&](int task) {
             const int begin = chunks.begin(task), end = chunks.end(task);
             input.multiply(m, begin, end, y);
@@ -284,7 +284,7 @@ void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& par
         const auto prepare = step.matrix(first->matrix).prepare_row;
         const auto last =
             std::find_if(first, parts.end(), [&](auto& p) { return step.matrix(p.matrix).prepare_row != prepare; });
-        step.add_operator(std::make_unique<MakeReady>(x, norm, prepare));
+        step.add_operator(std::make_unique<PackRows>(x, norm, prepare));
         step.add_operator(std::make_unique<Linear>(x, norm, std::vector(first, last), out, accumulate));
         first = last;
     }
@@ -298,15 +298,15 @@ void add_gated_linear(Step& step, int x, Norm norm, LinearPart gate, LinearPart 
     const auto prepare = step.matrix(gate.matrix).prepare_row;
     if (prepare != step.matrix(up.matrix).prepare_row)
         throw std::invalid_argument("the gate and up matrices of a layer have different dtypes");
-    step.add_operator(std::make_unique<MakeReady>(x, norm, prepare));
+    step.add_operator(std::make_unique<PackRows>(x, norm, prepare));
     step.add_operator(std::make_unique<GatedLinear>(x, norm, gate, up, out));
 }
 
-void add_head(Step& step, int x, Norm norm, int matrix) {
+void add_lm_head(Step& step, int x, Norm norm, int matrix) {
     rows_of_product(step, x, norm, matrix);
     require_vocabulary(step, step.matrix(matrix).weight);
-    step.add_operator(std::make_unique<MakeReady>(x, norm, step.matrix(matrix).prepare_row, true));
-    step.add_operator(std::make_unique<Head>(x, norm, matrix));
+    step.add_operator(std::make_unique<PackRows>(x, norm, step.matrix(matrix).prepare_row, true));
+    step.add_operator(std::make_unique<LMHead>(x, norm, matrix));
 }
 
 void add_sample(Step& step) { step.add_operator(std::make_unique<Sample>()); }

@@ -1,4 +1,4 @@
-// The operators of speq.kernels.ops over the buffers and matrices of a Step.
+// The operators of speq.graph.ops over the buffers and matrices of a Step.
 #pragma once
 #include <span>
 #include <vector>
@@ -27,7 +27,7 @@ void add_embed(Step& step, int matrix, int out);
 void add_linear(Step& step, int x, Norm norm, const std::vector<LinearPart>& parts, int out, bool accumulate);
 void add_gated_linear(Step& step, int x, Norm norm, LinearPart gate, LinearPart up, int out);
 void add_attention(Step& step, const AttentionShape& shape);
-void add_head(Step& step, int x, Norm norm, int matrix);
+void add_lm_head(Step& step, int x, Norm norm, int matrix);
 // Draws from the logits of the head before it.
 void add_sample(Step& step);
 // Returns the number of the tap.

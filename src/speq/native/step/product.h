@@ -1,5 +1,5 @@
-// The input of a matrix product, made ready by each member when it gets its first task: normalised, and quantised for
-// the draft or prepared for the exact product. Many tokens are made ready together before (MakeReady in
+// The input of a matrix product, packed by each worker when it gets its first task: normalised, and quantised for
+// the draft or prepared for the exact product. Many tokens are packed together before (PackRows in
 // step_operators.cpp).
 #pragma once
 #include <algorithm>
@@ -35,10 +35,10 @@ inline void gather_token(const float* y, int begin, int end, int token, int toke
 class ProductInput {
   public:
     // All rows of `x`, or those that `rows` lists.
-    ProductInput(Step& step, const Pass& pass, int member, Buffer& x, Norm norm,
+    ProductInput(Step& step, const Pass& pass, int worker, Buffer& x, Norm norm,
                  const std::vector<int32_t>* rows = nullptr)
         : step_(step),
-          scratch_(step.scratch(member)),
+          scratch_(step.scratch(worker)),
           x_(x),
           norm_(norm),
           listed_(rows),
@@ -104,7 +104,7 @@ class ProductInput {
         return rows_ = scratch_.input.get();
     }
 
-    // Each member prepares its own copy of few tokens: cheaper than sharing with a barrier.
+    // Each worker prepares its own copy of few tokens: cheaper than sharing with a barrier.
     Activations prepared(const BoundWeight& m) {
         const size_t stride = static_cast<size_t>(x_.stride);
         if (count_ > kFewTokens) {

@@ -20,7 +20,7 @@ Step::Step(const std::string& isa, int threads, int max_tokens, Cache cache, std
       inverse_frequencies_(std::move(inverse_frequencies)),
       rotary_scale_(rotary_scale),
       vocab_size_(vocab_size),
-      team_(threads, [this](int member, uint32_t run) { work(member, run); }) {}
+      team_(threads, [this](int worker, uint32_t run) { work(worker, run); }) {}
 
 int Step::add_buffer(int width) {
     require_open();
@@ -130,8 +130,8 @@ void Step::make_room(const Pass& pass) {
 
 // With the interpreter's lock released here, and one day perhaps without one, any number of threads may be inside at
 // once. Nothing of the step is read or written before run_mutex_ is held: what never changes after bind() aside,
-// members see what the caller wrote through pass_mutex_ and runs_, and the caller sees what they wrote through the
-// stages that it waits for; a member that is late finds another run's number under pass_mutex_ and touches nothing. No
+// workers see what the caller wrote through pass_mutex_ and runs_, and the caller sees what they wrote through the
+// stages that it waits for; a worker that is late finds another run's number under pass_mutex_ and touches nothing. No
 // code below calls back into Python, so the mutex is never wanted by the thread that has it.
 void Step::run(std::shared_ptr<const Pass> pass) {
     if (!team_.is_here())
@@ -159,7 +159,7 @@ std::vector<Drawn> Step::draws() {
     return drawn_;
 }
 
-void Step::work(int member, uint32_t run) {
+void Step::work(int worker, uint32_t run) {
     std::shared_ptr<const Pass> shared;
     {
         const std::lock_guard lock(pass_mutex_);
@@ -172,8 +172,8 @@ void Step::work(int member, uint32_t run) {
         const int total = op->tasks(*this, pass);
         if (total == 0) continue;
         Stage& stage = *stages_[i];
-        Tasks tasks(stage, run, total, member);
-        op->run(*this, pass, tasks, member);
+        Tasks tasks(stage, run, total, worker);
+        op->run(*this, pass, tasks, worker);
         team_.wait(stage, run, total);
     }
 }

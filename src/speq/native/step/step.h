@@ -77,8 +77,8 @@ class Step;
 // The claim to tasks of one operator in one run.
 class Tasks {
   public:
-    Tasks(Stage& stage, uint32_t run, int total, int member)
-        : stage_(stage), run_(run), total_(total), member_(member) {}
+    Tasks(Stage& stage, uint32_t run, int total, int worker)
+        : stage_(stage), run_(run), total_(total), worker_(worker) {}
 
     // Calls work(task) for tasks that nobody else has taken, until there are none.
     template <class Work>
@@ -90,11 +90,11 @@ class Tasks {
     }
 
   private:
-    int next() { return stage_.claim(run_, total_, member_); }
+    int next() { return stage_.claim(run_, total_, worker_); }
 
     Stage& stage_;
     uint32_t run_;
-    int total_, member_;
+    int total_, worker_;
 };
 
 class Operator {
@@ -102,8 +102,8 @@ class Operator {
     virtual ~Operator() = default;
     // How many tasks the operator has in this pass; none skips it.
     virtual int tasks(Step& step, const Pass& pass) const = 0;
-    // Called by every member, which works on the tasks it gets. Inputs are complete and stable only inside a task.
-    virtual void run(Step& step, const Pass& pass, Tasks& tasks, int member) = 0;
+    // Called by every worker, which works on the tasks it gets. Inputs are complete and stable only inside a task.
+    virtual void run(Step& step, const Pass& pass, Tasks& tasks, int worker) = 0;
 };
 
 // Limits that keep the sizes of a step within their types, far beyond any model: columns of a buffer, tokens of a pass.
@@ -154,7 +154,7 @@ class Step {
     const Cache& cache() const { return cache_; }
     Buffer& buffer(int index) { return buffers_[index]; }
     const BoundWeight& matrix(int index) const { return matrices_[index]; }
-    Scratch& scratch(int member) { return scratch_[member]; }
+    Scratch& scratch(int worker) { return scratch_[worker]; }
     // [chunk][token][head][attention_state(head_dim)] for passes of up to kAttentionTokens tokens
     float* attention_states() { return attention_states_.get(); }
     float* shared_input() { return shared_input_.get(); }
@@ -169,7 +169,7 @@ class Step {
     std::shared_ptr<float[]> take_logits(int rows);
     void make_room(const Pass& pass);
     void prepare_rotation(const Pass& pass);
-    void work(int member, uint32_t run);
+    void work(int worker, uint32_t run);
 
     const Kernels& kernels_;
     const int threads_;
@@ -195,14 +195,14 @@ class Step {
     int attention_token_ = 0;             // floats of one token's states for one chunk
     size_t attention_states_size_ = 0;    // floats; grows with the context
 
-    std::mutex run_mutex_;   // held by the one caller whose pass runs: all members of the step but those below are its
-    std::mutex pass_mutex_;  // guards the two below, which tell members what the current run is
+    std::mutex run_mutex_;   // held by the one caller whose pass runs: all fields of the step but those below are its
+    std::mutex pass_mutex_;  // guards the two below, which tell workers what the current run is
     std::shared_ptr<const Pass> pass_;
     uint32_t pass_run_ = 0;
     ThreadTeam team_;  // last, so that its threads end before anything they use
 };
 
-// Row blocks of a product that a member takes at a time, at most.
+// Row blocks of a product that a worker takes at a time, at most.
 constexpr int kFewTokensChunk = 64;
 constexpr int kManyTokensChunk = 16;
 

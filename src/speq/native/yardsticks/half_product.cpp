@@ -90,14 +90,14 @@ double half_product(speq::Table<const uint16_t> weights, speq::Vector<const floa
     const size_t share = (rows / threads + kRows) / kRows * kRows;
     const speq::Released released;
     std::barrier ready(threads), done(threads);
-    const auto work = [&](int member) {
-        const size_t first = std::min(rows, member * share), last = std::min(rows, first + share);
+    const auto work = [&](int worker) {
+        const size_t first = std::min(rows, worker * share), last = std::min(rows, first + share);
         product(weights.data() + first * columns, columns, last - first, x.data(), y.data() + first);
         done.arrive_and_wait();
     };
-    const speq::Threads others(1, threads, [&](int member) {
+    const speq::Threads others(1, threads, [&](int worker) {
         ready.arrive_and_wait();
-        work(member);
+        work(worker);
     });
     ready.arrive_and_wait();
     const auto start = std::chrono::steady_clock::now();
