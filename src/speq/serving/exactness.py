@@ -229,7 +229,13 @@ def check_drafts(subject: Subject, engine: Engine, sampling: Sampling) -> Compar
     for index, prompt in enumerate(subject.prompts):
         options = {"sampling": sampling, "max_new_tokens": subject.new_tokens, "ignore_ends": True}
         expected = plain.generate(prompt, draft="none", **options).token_ids
-        kinds = [("self", length) for length in _LENGTHS] + [("cascade", 8), ("auto", None)]
+        kinds = [
+            *(("self", length) for length in _LENGTHS),
+            ("cascade", 8),
+            ("ngram", 3),
+            ("ngram", None),
+            ("auto", None),
+        ]
         for draft, length in kinds[index % 2 :: 2] or kinds:
             found = model.generate(prompt, draft=draft, draft_length=length, **options).token_ids
             compared += len(expected)
