@@ -32,6 +32,7 @@ _CONTEXT = 4 * PAGE
 _TOKENS = 64  # of a text whose logits are compared
 _TREES = (9, 33, 64)  # rows
 _LENGTHS = (1, 4, 8, 16, None)
+_OTHER_DRAFTS = (("cascade", 8), ("ngram", 3), ("ngram", None), ("auto", None))
 _SAMPLINGS = {
     "greedy": Sampling(),
     "sampled": Sampling(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01, seed=11),
