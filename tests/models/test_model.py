@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from speq.errors import SpeqError
-from speq.runtime.engine import ROWS
+from speq.limits import BATCH_ROWS
 from speq.runtime.single import SingleSequence
 
 IDS = [int(token) for token in np.random.default_rng(3).integers(0, 97, 40)]
@@ -82,13 +82,13 @@ def test_draft_logits_equal_transformers_with_draft_weights(tiny):
 
 
 def test_long_inputs_go_in_chunks(tiny):
-    ids = (IDS * 14)[: 2 * ROWS]
+    ids = (IDS * 14)[: 2 * BATCH_ROWS]
     engine = SingleSequence.of(
-        ({**tiny.config, "max_position_embeddings": 2 * ROWS}, tiny.weights), backend="reference"
+        ({**tiny.config, "max_position_embeddings": 2 * BATCH_ROWS}, tiny.weights), backend="reference"
     )
     every = engine.forward(ids, logits="all").copy()
-    assert every.shape == (2 * ROWS, 97)
-    assert engine.length == 2 * ROWS
+    assert every.shape == (2 * BATCH_ROWS, 97)
+    assert engine.length == 2 * BATCH_ROWS
     engine.truncate(0)
     assert np.array_equal(engine.forward(ids), every[-1:])
 
