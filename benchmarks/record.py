@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import termios
+from itertools import groupby
 from pathlib import Path
 
 import pyte
@@ -61,14 +62,15 @@ def _colour(name: str) -> str | None:
 
 def drawn(screen: pyte.Screen, title: str, typed: str) -> str:
     """The screen as an SVG, up to its last line that is not empty, with the command before it."""
-    console = Console(record=True, width=COLUMNS, file=io.StringIO(), highlight=False, color_system="truecolor")
+    columns = max(60, len(typed) + 2, *(len(line.rstrip()) for line in screen.display))
+    console = Console(record=True, width=columns, file=io.StringIO(), highlight=False, color_system="truecolor")
     console.print(Text.assemble(("$ ", "bold green"), (typed, "bold")))
     last = max((row for row, line in enumerate(screen.display) if line.strip()), default=-1)
     for row in range(last + 1):
         text = Text()
-        for column in range(COLUMNS):
-            cell = screen.buffer[row][column]
-            text.append(cell.data, Style(color=_colour(cell.fg), bold=cell.bold))
+        cells = [screen.buffer[row][column] for column in range(columns)]
+        for (colour, bold), part in groupby(cells, key=lambda cell: (cell.fg, cell.bold)):
+            text.append("".join(cell.data for cell in part), Style(color=_colour(colour), bold=bold))
         text.rstrip()
         console.print(text)
     return console.export_svg(title=title)
