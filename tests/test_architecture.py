@@ -17,7 +17,7 @@ SOURCE = ROOT / "src"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "limits"),
     ("processors", "_native"),
-    ("formats",),
+    ("formats", "_devtools"),
     ("checkpoint", "graph", "terminal"),
     ("models", "backends"),
     ("runtime",),

@@ -178,6 +178,7 @@ def test_exact_product_matches_float64(case) -> None:
 
 def test_draft_product_differs_only_by_the_activations_rounding(case) -> None:
     tensor, _, x = case
+    x = x[:16]
     truth = x.astype(np.float64) @ draft_values(tensor).astype(np.float64).T
     error = np.linalg.norm(_devtools.multiply("", matrix(tensor), x, "draft") - truth) / np.linalg.norm(truth)
     # int8 in -127..127 with one scale per 64 Gaussian values: a step of about 2.6 sigma / 127

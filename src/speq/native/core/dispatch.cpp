@@ -32,15 +32,8 @@ bool has_avx512() {
 }
 
 // An instruction on twelve chains of zeros, enough for its throughput to show.
-#define SPEQ_CHAIN(instruction, n) instruction " %%zmm12, %%zmm12, %%zmm" #n "\n\t"
-#define SPEQ_CHAINS(i)                                                                                     \
-    SPEQ_CHAIN(i, 0)                                                                                       \
-    SPEQ_CHAIN(i, 1)                                                                                       \
-    SPEQ_CHAIN(i, 2)                                                                                       \
-    SPEQ_CHAIN(i, 3)                                                                                       \
-    SPEQ_CHAIN(i, 4)                                                                                       \
-    SPEQ_CHAIN(i, 5) SPEQ_CHAIN(i, 6) SPEQ_CHAIN(i, 7) SPEQ_CHAIN(i, 8) SPEQ_CHAIN(i, 9) SPEQ_CHAIN(i, 10) \
-        SPEQ_CHAIN(i, 11)
+#define SPEQ_CHAINS(instruction) \
+    ".irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11\n" instruction " %%zmm12, %%zmm12, %%zmm\\n\n.endr"
 #define SPEQ_ZMM \
     "zmm0", "zmm1", "zmm2", "zmm3", "zmm4", "zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11", "zmm12"
 #define SPEQ_TIMED __attribute__((noinline, target("avx512f,avx512bf16")))
