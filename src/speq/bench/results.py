@@ -97,6 +97,7 @@ SHAPES: Mapping[str, Shape] = {
     "others": Shape(("operator",), None, _units(s=_SPREAD)),
     "attention": Shape((), "context", {**_units(s=_SPREAD, ratio="bandwidth_share"), **_READ}),
     "passes": Shape(("kind",), "tokens", _units(s=_SPREAD, ratio="plain_ratio")),
+    "sequences": Shape(("sequences",), None, {**_units(rate="rate low high"), "ratio": "ratio"}),
     "prompts": Shape(
         ("prompt",),
         "new_tokens",
