@@ -141,6 +141,21 @@ def test_a_closed_sequence_leaves_its_text_until_pages_run_short():
         pool.make_room(pool.open(()), 1)
 
 
+def test_what_closed_sequences_leave_is_bounded_and_the_last_one_stays_whole():
+    pool = KVPool(1, 1, 1, context=100 * PAGE, sequences=4)
+    long = [1] * (90 * PAGE)
+    pool.close(filled(pool, long))
+    assert pool.used_pages == 90
+    assert pool.open(long).length == len(long) - 1
+    for token in range(2, 60):
+        pool.close(filled(pool, [token] * PAGE))
+    pool.forget()
+    assert pool.used_pages == 90  # of the one that is open
+    for token in range(2, 60):
+        pool.close(filled(pool, [token] * PAGE))
+    assert pool.used_pages <= 90 + 33
+
+
 def test_keep_makes_a_chain_of_a_path():
     pool = KVPool(1, 1, 1, context=CONTEXT, sequences=1)
     handle = filled(pool, [1] * (PAGE - 2))

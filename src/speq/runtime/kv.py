@@ -2,7 +2,7 @@
 
 A page holds as many positions as attention takes at a time, so that paging changes no sum. Sequences that begin alike
 share pages; who writes into a shared one gets a copy of it first. What a closed sequence leaves behind is kept for
-those who begin alike later, and given up, oldest first, when pages run short.
+those who begin alike later, and given up, oldest first, when pages run short or when it becomes much.
 
 Addresses for all pages are reserved at once; memory is taken as positions are written, and handed back with the pages.
 """
@@ -18,6 +18,7 @@ import numpy as np
 from speq.errors import SpeqError
 from speq.limits import PAGE
 
+_LEFT = 32  # pages that closed sequences may keep together, apart from the one that was closed last
 _SPARE = 1  # pages beyond its end that a sequence keeps when it is cut, for the next draft
 
 
@@ -173,6 +174,8 @@ class KVPool:
         handle.closed = True
         if handle.pages:
             self._left.append(handle)
+            while len(self._left) > 1 and self._kept() > _LEFT:
+                self._give_up()
 
     def forget(self) -> None:
         """Give up what closed sequences have left."""
@@ -208,6 +211,10 @@ class KVPool:
     def _give_up(self) -> None:
         for page in self._left.pop(0).pages:
             self._release(page)
+
+    def _kept(self) -> int:
+        """Pages of closed sequences, without the one that was closed last."""
+        return len({page for handle in self._left[:-1] for page in handle.pages})
 
     def _beyond(self, handle: KVHandle, count: int) -> list[int]:
         """Takes away and returns the pages of a sequence after the first ``count``."""
