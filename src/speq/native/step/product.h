@@ -52,13 +52,7 @@ class ProductInput {
         if (!draft_) return m.exact_rows(m.weight, prepared(m), begin, end, out, scratch_.strip.get());
         if (m.draft_few && count_ > 1)
             return draft(begin, end, out, [&](int first, int tokens, float* y) {
-                if (prepared_for_ != m.prepare_few || prepared_first_ != first) {
-                    m.prepare_few(normalised() + offset(first), x_.stride, tokens, x_.stride, scratch_.rows.get());
-                    prepared_for_ = m.prepare_few;
-                    prepared_first_ = first;
-                }
-                const Activations x{scratch_.rows.get(), static_cast<size_t>(x_.stride), tokens};
-                m.draft_few(m.weight, x, begin, end, y, scratch_.strip.get());
+                m.draft_few(m.weight, packed(m, first, tokens), begin, end, y, scratch_.strip.get());
             });
         draft(begin, end, out, [&](int first, int tokens, float* y) {
             const DraftRow* rows = scratch_.draft.rows();
@@ -104,18 +98,21 @@ class ProductInput {
         return rows_ = scratch_.input.get();
     }
 
-    // Each worker prepares its own copy of few tokens: cheaper than sharing with a barrier.
     Activations prepared(const BoundWeight& m) {
+        if (count_ <= kFewTokens) return packed(m, 0, count_);
+        const float* rows = m.prepare_row ? step_.shared_input() : normalised();
+        return {rows, static_cast<size_t>(x_.stride), count_};
+    }
+
+    // A few tokens from `first` on. Each worker packs its own copy of them: cheaper than sharing with a barrier.
+    Activations packed(const BoundWeight& m, int first, int tokens) {
         const size_t stride = static_cast<size_t>(x_.stride);
-        if (count_ > kFewTokens) {
-            const float* rows = m.prepare_row ? step_.shared_input() : normalised();
-            return {rows, stride, count_};
+        if (packed_for_ != m.prepare_few || packed_first_ != first) {
+            m.prepare_few(normalised() + offset(first), stride, tokens, x_.stride, scratch_.rows.get());
+            packed_for_ = m.prepare_few;
+            packed_first_ = first;
         }
-        if (prepared_for_ != m.prepare_few) {
-            m.prepare_few(normalised(), stride, count_, x_.stride, scratch_.rows.get());
-            prepared_for_ = m.prepare_few;
-        }
-        return {scratch_.rows.get(), stride, count_};
+        return {scratch_.rows.get(), stride, tokens};
     }
 
     Step& step_;
@@ -126,10 +123,10 @@ class ProductInput {
     int count_;
     bool draft_;
     const float* rows_ = nullptr;
-    Kernels::PrepareFew prepared_for_ = nullptr;
-    int prepared_first_ = 0;
-    int quantised_first_ = 0;
+    Kernels::PrepareFew packed_for_ = nullptr;
+    int packed_first_ = 0;
     Kernels::Quantise quantised_for_ = nullptr;
+    int quantised_first_ = 0;
 };
 
 }  // namespace speq
