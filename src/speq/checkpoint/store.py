@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -154,20 +154,43 @@ def is_converted(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def load_converted(path: Path, *, verify: bool = True, threads: int | None = None) -> Converted:
+class Description(NamedTuple):
+    """What lies beside the weights of a converted checkpoint: its config, and its manifest as it is, with the records
+    and the specs in it.
+    """
+
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    records: list[Record]
+    specs: list[Spec]
+
+
+def describe(path: Path) -> Description:
+    """Read what lies beside the weights.
+
+    Raises:
+        SpeqError: a file is missing or damaged, or the format version is another.
+    """
+    manifest, records, specs = read_manifest(path)
+    return Description(read_config(path), manifest, records, specs)
+
+
+def load_converted(
+    path: Path, *, verify: bool = True, threads: int | None = None, described: Description | None = None
+) -> Converted:
     """Map a converted checkpoint.
 
     Args:
         path: its directory.
         verify: compare every stored array with its checksum, which reads all of the file once.
         threads: at most so many of them; None for as many as pay.
+        described: what :func:`describe` has read, from a caller who looked at it before.
 
     Raises:
         SpeqError: a file is missing, truncated or damaged, a tensor does not match its checksum, or the format version
             is another.
     """
-    manifest, records, specs = read_manifest(path)
-    config = read_config(path)
+    config, manifest, records, specs = described or describe(path)
     file = SafetensorsFile(path / WEIGHTS)
     if verify:
         _verify(file, records, min(threads or _VERIFY_THREADS, _VERIFY_THREADS))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from speq.checkpoint.sources.source import INTEGERS, NamedSource, Source, TensorInfo
-from speq.checkpoint.store import Converted, load_converted, read_config, read_manifest
+from speq.checkpoint.store import Converted, describe, load_converted
 from speq.errors import SpeqError
 from speq.formats.tensor import MAX_COLUMNS
 from speq.models.config import ModelConfig, model_config
@@ -67,13 +67,12 @@ def load_fitting(path: Path, *, threads: int | None = None) -> Converted:
     Raises:
         SpeqError: as :func:`fit` does, with the path, or as for loading.
     """
-    _, records, _ = read_manifest(path)
-    config = read_config(path)
+    described = describe(path)
     try:
-        fit(config, {record.name: record.shape for record in records})
+        fit(described.config, {record.name: record.shape for record in described.records})
     except SpeqError as error:
         raise SpeqError(f"{path}: {error}") from None
-    return load_converted(path, threads=threads)
+    return load_converted(path, threads=threads, described=described)
 
 
 def fit_source(source: Source) -> Source:
