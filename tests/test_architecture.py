@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "limits"),
+    ("errors", "limits", "drafts"),
     ("processors", "_native"),
     ("formats", "_devtools"),
     ("checkpoint", "graph", "terminal"),

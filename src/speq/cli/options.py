@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import click
 
+from speq.drafts import DRAFTS, DraftName
 from speq.limits import LONGEST_DRAFT
 from speq.processors import MAX_THREADS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-_DRAFTS = ("auto", "self", "ngram", "cascade", "none")
-
-
 def _draft(context: click.Context, option: click.Parameter, value: str) -> str:
-    if value not in _DRAFTS:
-        raise click.BadParameter(f"{value!r} is not one of {', '.join(_DRAFTS)}", context, option)
+    if value not in DRAFTS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(DRAFTS)}", context, option)
     return value
 
 
@@ -35,7 +33,7 @@ def _draft_length(context: click.Context, option: click.Parameter, value: str) -
 _DECODING = (
     click.option(
         "--draft",
-        metavar="auto|self|ngram|cascade|none",
+        metavar="|".join(DRAFTS),
         callback=_draft,
         default="auto",
         show_default=True,
@@ -84,7 +82,7 @@ _DECODING = (
 class Decoding:
     """The decoding options of a command line."""
 
-    draft: Literal["auto", "self", "ngram", "cascade", "none"]
+    draft: DraftName
     draft_length: int | None
     temperature: float
     top_k: int

@@ -50,11 +50,6 @@ class Scheduler:
         """Sequences that have not ended."""
         return len(self._running) + len(self._waiting)
 
-    @property
-    def quick_rows(self) -> int:
-        """Most tokens of a pass that costs little more than one token."""
-        return self._engine.limits.quick_rows
-
     def prepare(self, request: Request) -> Sequence:
         """A request in the form in which it can be added.
 

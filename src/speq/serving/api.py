@@ -25,6 +25,7 @@ from speq.decoding.stop import StopStrings
 from speq.decoding.stream import Piece, stream_pieces
 from speq.decoding.successors import SuccessorTable
 from speq.decoding.trace import Step, Trace
+from speq.drafts import DRAFTS, DraftName
 from speq.errors import SpeqError
 from speq.limits import LONGEST_DRAFT, SEQUENCES
 from speq.runtime.batch import Engine
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Text for the chat template, token ids, or chat messages (mappings with ``role`` and ``content``)."""
 
-DRAFTS = ("auto", "self", "ngram", "cascade", "none")
-
-Draft: TypeAlias = Literal["auto", "self", "ngram", "cascade", "none"] | Callable[[], Drafter]
+Draft: TypeAlias = DraftName | Callable[[], Drafter]
 """What drafts: one of speq's own, or what makes a drafter for each text, such as a class of drafters."""
 
 Setting: TypeAlias = tuple[str, int | None]
@@ -182,7 +181,6 @@ class Model:
         self._turns = Turns(f"the model {name}".rstrip())
         self.engine = SingleSequence(engine, self._turns)
         self._engine, self._scheduler = engine, Scheduler(engine)
-        self._kv = engine.kv
         self._table = SuccessorTable()  # of all texts of this model, in this process
         self._dropped: deque[Feed] = deque()  # those that nobody waits for any more
         self._policies: dict[Setting, Policy] = {}  # of earlier generations, with what they measured
@@ -311,7 +309,7 @@ class Model:
         self._sweep()
         self._policies.clear()
         self._table = SuccessorTable()
-        self._kv.forget()
+        self._engine.kv.forget()
 
     def _drafter(self, draft: Draft) -> Drafter:
         if draft == "none":
@@ -319,7 +317,7 @@ class Model:
         if draft == "cascade":
             return Cascade(NgramDrafter(self._table), _FIRST_STAGE_NODES)
         if draft == "ngram":
-            return NgramDrafter(self._table, self._scheduler.quick_rows - 1)
+            return NgramDrafter(self._table, self._engine.limits.quick_rows - 1)
         if isinstance(draft, str):
             return SelfDrafter()
         made, engine = draft(), self._engine

@@ -1,0 +1,9 @@
+"""The names of what drafts, as the command line and the Python interface take them."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+DraftName: TypeAlias = Literal["auto", "self", "ngram", "cascade", "none"]
+
+DRAFTS: tuple[DraftName, ...] = get_args(DraftName)
