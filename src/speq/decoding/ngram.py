@@ -62,22 +62,23 @@ class NgramDrafter(Drafter):
     def __init__(self, table: SuccessorTable, nodes: int = 15, *, tree: bool = True) -> None:
         self._table, self._nodes, self._tree = table, nodes, tree
         self._lookup = Lookup()
-        self._proposed: list[_Node] = []
+        self._rows: list[_Node] = []  # of the pass over the last proposal: the end of the text, then what is proposed
 
     @property
     def sources(self) -> list[Source]:
-        return [node.source for node in self._proposed]
+        return [node.source for node in self._rows[1:]]
 
     def propose(self, context: Context) -> Proposing:
         yield from ()
         self._lookup.extend(context.tokens)
         proposal, nodes = Proposal(parents=[]), min(context.limit, self._nodes)
         assert proposal.parents is not None
-        self._proposed = []
+        before, last = [None, *context.tokens[-2:], *context.tentative[-2:]][-2:]
+        assert last is not None
+        root = _Node(last, before, -1, 1.0, 1.0, (), ())
+        self._rows = [root]
         if nodes <= 0:
             return Proposal()
-        ends = [*context.tokens[-2:], *context.tentative[-2:]][-2:]
-        root = _Node(ends[-1], ends[0] if len(ends) > 1 else None, -1, 1.0, 1.0, (), ())
         heap: list[tuple[float, int, _Node]] = []
         count = 0
         grown: _Node | None = root
@@ -93,7 +94,7 @@ class NgramDrafter(Drafter):
                 proposal.tokens.append(node.token)
                 proposal.confidences.append(node.confidence)
                 proposal.parents.append(node.parent)
-                self._proposed.append(node)
+                self._rows.append(node)
                 grown = node
         if proposal.parents == list(range(-1, len(proposal.tokens) - 1)):
             proposal.parents = None
@@ -101,19 +102,14 @@ class NgramDrafter(Drafter):
 
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
         """Fill the table from what was drawn, and note how the look-up did."""
-        rows = range(len(drawn))
         on_path = set(checked.path)
         # What follows a dropped token is worth knowing, too, but less than what follows one that stays.
-        for row in sorted(rows, key=lambda row: (row in on_path, row)):
-            node = self._proposed[row - 1] if row else None
-            if node:
-                self._table.learn(node.before, node.token, drawn[row].likely)
-            else:
-                ends = [*context.tokens[-2:], *context.tentative[-2:]][-2:]
-                self._table.learn(ends[0] if len(ends) > 1 else None, ends[-1], drawn[row].likely)
-        for index, node in enumerate(self._proposed):
-            if node.source == "lookup" and node.match and node.parent + 1 in on_path:
-                self._lookup.record.observe(node.match.length + node.ahead - 1, index + 1 in on_path)
+        for row in sorted(range(len(drawn)), key=lambda row: (row in on_path, row)):
+            node = self._rows[row]
+            self._table.learn(node.before, node.token, drawn[row].likely)
+        for row, node in enumerate(self._rows):
+            if node.match and node.parent + 1 in on_path:
+                self._lookup.record.observe(node.match.length + node.ahead - 1, row in on_path)
 
     def _children(self, context: Context, node: _Node, index: int) -> list[_Node]:
         """What could follow a node, which stands at ``index`` of the proposal."""
