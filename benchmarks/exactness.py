@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import count, product
+from itertools import product
 from pathlib import Path
 
 import click
 
 import speq
 from speq.backends.cpu import available_isas
-from speq.bench.prompts import Prompt, read_prompts
+from speq.bench.prompts import prompts_in_turn
 from speq.bench.results import Figure, origin_here, table_figures, write_csv
 from speq.processors import default_threads
+from speq.serving.exactness import differing_ids
 
 PROMPTS = Path(__file__).parent / "prompts"
 FILES = ("mt_bench", "humaneval", "gsm8k_train_200")
@@ -50,18 +50,10 @@ class Tally:
     accepted: int = 0
 
 
-def endless_prompts() -> Iterator[Prompt]:
-    """The prompts of all files in turn, over and over."""
-    files = [read_prompts(PROMPTS / f"{name}.jsonl") for name in FILES]
-    for i in count():
-        prompts = files[i % len(files)]
-        yield prompts[i // len(files) % len(prompts)]
-
-
 def continue_plainly(model: speq.Model, tokens: int, new_tokens: int) -> list[Plain]:
     """Plain continuations of as many prompts as make up ``tokens``."""
     done: list[Plain] = []
-    for i, prompt in enumerate(endless_prompts()):
+    for i, prompt in enumerate(prompts_in_turn([PROMPTS / f"{name}.jsonl" for name in FILES])):
         sampling = speq.Sampling(temperature=0.8, top_p=0.95, seed=i) if i % 2 else speq.Sampling()
         result = model.generate(prompt.text, max_new_tokens=new_tokens, sampling=sampling, draft="none")
         done.append(Plain(prompt.text, sampling, LENGTHS[i % len(LENGTHS)], result.token_ids))
@@ -82,8 +74,7 @@ def compare(model: speq.Model, references: list[Plain], new_tokens: int) -> Tall
             draft_length=plain.draft_length,
         )
         tally.tokens += len(plain.token_ids)
-        tally.differing += sum(a != b for a, b in zip(plain.token_ids, drafted.token_ids, strict=False))
-        tally.differing += abs(len(plain.token_ids) - len(drafted.token_ids))
+        tally.differing += differing_ids(plain.token_ids, drafted.token_ids)
         tally.drafted += drafted.stats.drafted
         tally.accepted += drafted.stats.accepted
     return tally

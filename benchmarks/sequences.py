@@ -1,8 +1,8 @@
 """Several texts at once: what sharing passes gives, and that it changes no token.
 
 Speed: 1, 2, 4 and 8 sequences decode together with the default draft, each from a prompt of its own, in turns; a figure
-counts the tokens of all after the last prefill. Equality: texts arrive and leave at random times until
-enough tokens have come, and each is compared with the same request alone and plain.
+counts the tokens of all after the last prefill. Equality: texts arrive and leave at random times until enough tokens
+have come, and each is compared with the same request alone and plain.
 
     python benchmarks/sequences.py MODEL [--new-tokens 64] [--rounds 3] [--equal 20000] [--csv FILE]
 """
@@ -14,14 +14,14 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 
 import click
 
 import speq
 from speq.backends.cpu import available_isas
-from speq.bench.prompts import read_prompts
+from speq.bench.prompts import prompts_in_turn
 from speq.bench.results import origin_here, table_figures, write_csv
 from speq.checkpoint.store import load_converted
 from speq.conversion.locate import converted_model
@@ -30,6 +30,7 @@ from speq.models.tokenizer import Tokenizer
 from speq.processors import default_threads
 from speq.runtime.engine import Engine
 from speq.runtime.sampling import GREEDY
+from speq.serving.exactness import differing_ids
 
 PROMPTS = Path(__file__).parent / "prompts"
 FILES = ("mt_bench", "humaneval", "gsm8k_train_200")
@@ -37,12 +38,9 @@ COUNTS = (1, 2, 4, 8)
 CONTEXT = 2048
 
 
-def prompts() -> Iterator[str]:
-    """The prompts of all files in turn."""
-    files = [read_prompts(PROMPTS / f"{name}.jsonl") for name in FILES]
-    for several in zip(*files, strict=False):
-        for prompt in several:
-            yield prompt.text
+def texts_in_turn() -> Iterator[str]:
+    """The prompts of all files, over and over."""
+    return (prompt.text for prompt in prompts_in_turn([PROMPTS / f"{name}.jsonl" for name in FILES]))
 
 
 def tokens_per_second(engine: Engine, texts: list[list[int]], policies: list[Policy], new_tokens: int) -> float:
@@ -67,7 +65,7 @@ def tokens_per_second(engine: Engine, texts: list[list[int]], policies: list[Pol
 
 def differing_tokens(model: speq.Model, wanted: int, new_tokens: int) -> tuple[int, int]:
     """Tokens compared, and how many differ from the same request alone, under arrivals and departures at random."""
-    rng, texts = random.Random(0), cycle(prompts())
+    rng, texts = random.Random(0), texts_in_turn()
     live: list[tuple[str, speq.Sampling, int, speq.Stream]] = []
     ended = []
     produced = 0
@@ -90,7 +88,7 @@ def differing_tokens(model: speq.Model, wanted: int, new_tokens: int) -> tuple[i
     differing = 0
     for text, sampling, most, found in ended:
         alone = model.generate(text, max_new_tokens=most, sampling=sampling, draft="none").token_ids[: len(found)]
-        differing += sum(a != b for a, b in zip(alone, found, strict=False)) + abs(len(alone) - len(found))
+        differing += differing_ids(alone, found)
     return produced, differing
 
 
@@ -106,7 +104,7 @@ def main(model: str, new_tokens: int, rounds: int, equal: int, csv_path: Path | 
     if rounds:
         engine = Engine(load_converted(path), context=CONTEXT, sequences=max(COUNTS))
         tokenizer = Tokenizer(path)
-        texts = (tokenizer.chat([{"role": "user", "content": text}]) for text in cycle(prompts()))
+        texts = (tokenizer.chat([{"role": "user", "content": text}]) for text in texts_in_turn())
         policies = {count: [Policy(may_pause=True) for _ in range(count)] for count in COUNTS}
         rates: dict[int, list[float]] = {count: [] for count in COUNTS}
         for number in range(rounds + 1):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from speq.errors import SpeqError
@@ -56,6 +58,18 @@ def to_measure(path: Path | None, count: int | None) -> list[Prompt]:
     if len(prompts) < 2:
         raise SpeqError(f"{path} has {len(prompts)} prompts: give at least two, of which the first warms up")
     return prompts
+
+
+def prompts_in_turn(paths: Sequence[Path]) -> Iterator[Prompt]:
+    """The prompts of all files in turn, over and over.
+
+    Raises:
+        SpeqError: as :func:`read_prompts`.
+    """
+    files = [read_prompts(path) for path in paths]
+    for number in count():
+        for prompts in files:
+            yield prompts[number % len(prompts)]
 
 
 def read_prompts(path: Path, count: int | None = None) -> list[Prompt]:

@@ -21,6 +21,7 @@ from speq.bench.small_operators import OperatorRow, measure_small_operators
 from speq.checkpoint.store import Converted, load_converted
 from speq.graph.step import Weights
 from speq.models.tensors import fit
+from speq.runtime.engine import Engine
 from speq.serving.api import load
 
 Say = Callable[[str], None]
@@ -58,10 +59,10 @@ def kernels_report(
 
 def passes_report(name: str, path: Path, *, threads: int | None, rounds: int = 25, say: Say) -> Report:
     """Plain, draft and verify passes of the converted model at ``path``."""
-    about = describe_model(name, load_converted(path, verify=False))
-    report = Report("passes", about, describe_machine(threads), {"rounds": rounds})
+    converted = load_converted(path, verify=False)
+    report = Report("passes", describe_model(name, converted), describe_machine(threads), {"rounds": rounds})
     say("passes")
-    report.tables = [pass_table(measure_passes(load(path, threads=threads).engine.engine, rounds=rounds))]
+    report.tables = [pass_table(measure_passes(Engine(converted, threads=threads), rounds=rounds))]
     return report
 
 

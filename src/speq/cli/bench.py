@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 
 from speq.bench.peers import DEFAULT, ENGINES
 from speq.cli.options import threads_option
+from speq.limits import LONGEST_DRAFT
 from speq.terminal.output import ProgressBars, note
 
 if TYPE_CHECKING:
@@ -46,32 +48,29 @@ _rounds = click.option(
 )
 
 
+def _timing(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what a measurement without prompts takes."""
+    for option in (_csv, _json, threads_option, _rounds, _model):
+        command = option(command)
+    return command
+
+
 @bench.command(short_help="Time every operator.")
-@_model
-@_rounds
-@threads_option
-@_json
-@_csv
-def kernels(model: str, rounds: int, threads: int | None, **files: Path | None) -> None:
+@_timing
+def kernels(**options: Any) -> None:
     """Every operator: time, GB/s against the bandwidth of this machine, and the ratio to plain FP16."""
     from speq.bench.suites import kernels_report
 
-    _check_writable(**files)
-    _finish(kernels_report(model, _resolve(model), threads=threads, rounds=rounds, say=_say), **files)
+    _time(kernels_report, **options)
 
 
 @bench.command(short_help="Time whole passes by their tokens.")
-@_model
-@_rounds
-@threads_option
-@_json
-@_csv
-def passes(model: str, rounds: int, threads: int | None, **files: Path | None) -> None:
+@_timing
+def passes(**options: Any) -> None:
     """Plain, draft and verify passes: what checking several tokens at once costs beside one."""
     from speq.bench.suites import passes_report
 
-    _check_writable(**files)
-    _finish(passes_report(model, _resolve(model), threads=threads, rounds=rounds, say=_say), **files)
+    _time(passes_report, **options)
 
 
 @bench.command(short_help="Time passes, prompts, prefill and memory.")
@@ -81,7 +80,10 @@ def passes(model: str, rounds: int, threads: int | None, **files: Path | None) -
 @click.option("--new-tokens", metavar="N", type=click.IntRange(2), default=128, show_default=True, help="Per answer.")
 @click.option("--draft", type=click.Choice(["auto", "self"]), default="auto", show_default=True)
 @click.option(
-    "--draft-length", metavar="K", type=click.IntRange(1, 16), help="Tokens to draft each round.  [default: auto]"
+    "--draft-length",
+    metavar="K",
+    type=click.IntRange(1, LONGEST_DRAFT),
+    help="Tokens to draft each round.  [default: auto]",
 )
 @_rounds
 @threads_option
@@ -159,6 +161,14 @@ def plot(reports: tuple[Path, ...], out: Path) -> None:
         found = read_csv(path) if path.suffix == ".csv" else figures(read_json(path))
         for made in draw(found, out, path.stem):
             click.echo(made)
+
+
+def _time(
+    measure: Callable[..., Report], model: str, json_path: Path | None, csv_path: Path | None, **options: Any
+) -> None:
+    """Run a measurement without prompts, and show and keep its report."""
+    _check_writable(json_path, csv_path)
+    _finish(measure(model, _resolve(model), say=_say, **options), json_path, csv_path)
 
 
 def _check_writable(json_path: Path | None, csv_path: Path | None) -> None:

@@ -240,7 +240,7 @@ def check_drafts(subject: Subject, engine: Engine, sampling: Sampling) -> Compar
         for draft, length in kinds[index % 2 :: 2] or kinds:
             found = model.generate(prompt, draft=draft, draft_length=length, **options).token_ids
             compared += len(expected)
-            differing += sum(a != b for a, b in zip(expected, found, strict=True))
+            differing += differing_ids(expected, found)
     return compared, differing
 
 
@@ -253,7 +253,7 @@ def check_texts_at_once(subject: Subject, engine: Engine) -> Compared:
         for prompt, result in zip(subject.prompts, together, strict=True):
             alone = model.generate(prompt, draft="none", **options).token_ids
             compared += len(alone)
-            differing += sum(a != b for a, b in zip(alone, result.token_ids, strict=True))
+            differing += differing_ids(alone, result.token_ids)
     return compared, differing
 
 
@@ -338,6 +338,11 @@ def _after(engine: Engine, tokens: Sequence[int]) -> KVHandle:
 
 def _digests(logits: NDArray[np.float32]) -> Digests:
     return [xxhash.xxh3_64_intdigest(row.tobytes()) for row in logits]
+
+
+def differing_ids(expected: Sequence[int], found: Sequence[int]) -> int:
+    """Places at which two texts have different token ids; those that only the longer one has are different, too."""
+    return sum(a != b for a, b in zip(expected, found, strict=False)) + abs(len(expected) - len(found))
 
 
 def _compare(expected: Digests, found: Digests) -> Compared:
