@@ -17,6 +17,9 @@ TREE_ROWS = 64
 LONGEST_DRAFT = 16
 """Most tokens that a caller may ask to draft in each round."""
 
+MOST_CHECKED = 7
+"""Most tokens of a first stage that a draft pass checks."""
+
 SEQUENCES = 16
 """Texts that are generated at once unless the caller says otherwise; more of them wait."""
 

@@ -7,7 +7,8 @@ import pytest
 
 from speq.decoding import NoDrafter, Policy, Request, SelfDrafter, generate_tokens
 from speq.decoding.acceptance import Acceptance
-from speq.decoding.costs import Costs
+from speq.decoding.costs import PassCosts
+from speq.decoding.policy import Situation
 from speq.runtime.sampling import Sampling
 
 STEPPED = (1.0, 1.02, 1.04, 1.06, 1.08, 1.1, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1, 2.2, 2.3, 2.4)
@@ -94,36 +95,57 @@ def test_a_busy_machine_does_not_mislead_for_long(mock_engine, noise):
 
 def test_fixed_length_is_kept():
     policy = Policy(5)
-    assert policy.plan(100) == 5
-    assert policy.plan(3) == 3
+    assert policy.plan(100, Situation()) == 5
+    assert policy.plan(3, Situation()) == 3
     assert policy.more([0.0001])
 
 
 def test_costs_follow_measurements():
-    costs = Costs()
-    assert costs.draft == pytest.approx(0.3 * costs.verify(1))
-    costs.observe(0, 0.0, 2.0)
-    assert costs.verify(1) == 2.0
-    assert costs.verify(11) == pytest.approx(2.6)
-    assert costs.draft == pytest.approx(0.6)
-    costs.observe(4, 2.0, 1.8)
-    assert costs.draft == 0.5
-    assert costs.verify(5) == 1.8
-    assert costs.verify(1) < 1.8  # a plain step costs no more than a longer pass
-    for _ in range(120):
-        costs.observe(4, 4.0, 4.0)
-    assert costs.draft == pytest.approx(1.0, rel=0.02)
-    assert costs.verify(5) == pytest.approx(4.0, rel=0.02)
+    costs = PassCosts()
+    before = costs.of("draft", 1) / costs.of("exact", 1)
+    assert before == pytest.approx(0.3)
+    for _ in range(40):
+        costs.observe("exact", 1, 2.0)
+        costs.observe("draft", 1, 0.5)
+        costs.observe("draft", 4, 0.8)
+    assert costs.of("draft", 1) / costs.of("exact", 1) == pytest.approx(0.25, rel=0.03)
+    assert costs.of("draft", 4) / costs.of("draft", 1) == pytest.approx(1.6, rel=0.05)
+    assert costs.of("draft", 1) < costs.of("draft", 2) < costs.of("draft", 4) < costs.of("draft", 6)
+    for _ in range(150):
+        costs.observe("exact", 1, 2.0)
+        costs.observe("draft", 1, 1.0)
+    assert costs.of("draft", 1) / costs.of("exact", 1) == pytest.approx(0.5, rel=0.03)
 
 
-def test_the_cost_of_one_more_token_is_found_on_a_machine_whose_speed_changes():
+def test_parts_of_prompts_say_nothing_of_rounds():
+    costs = PassCosts()
+    costs.observe("exact", 200, 50.0)
+    assert costs.of("exact", 4) == PassCosts().of("exact", 4)
+
+
+@pytest.mark.parametrize(
+    "steps", [(1.0, 1.04, 1.08, 1.12, 1.16, 1.2, 1.24, 1.28), (1.0, 1.3, 1.6, 1.9, 2.2, 2.5, 2.8, 3.1)]
+)
+def test_the_cost_of_one_more_row_is_found_on_a_machine_whose_speed_changes(steps):
+    """Its speed wanders by a factor of two over some dozen rounds, and single passes are noisy."""
     rng = np.random.default_rng(2)
-    costs = Costs()
+    costs, speed = PassCosts(), 1.0
     for _ in range(400):
-        drafted, speed = int(rng.integers(1, 8)), rng.normal(1, 0.15)
-        costs.observe(drafted, drafted * 0.02 * speed, (0.075 + 0.004 * drafted) * speed * rng.normal(1, 0.03))
-    steps = np.diff([costs.verify(n) for n in range(2, 9)]) / costs.draft
-    assert steps == pytest.approx(0.2, abs=0.1)
+        speed = min(max(speed * rng.normal(1, 0.1), 0.7), 1.5)
+        drafted = int(rng.integers(1, 8))
+        for _ in range(drafted):
+            costs.observe("draft", 1, 0.3 * speed * rng.normal(1, 0.03))
+        costs.observe("exact", drafted + 1, steps[drafted] * speed * rng.normal(1, 0.03))
+    found = np.array([costs.of("exact", n) for n in range(2, 9)])
+    assert found / costs.of("draft", 1) * 0.3 == pytest.approx(steps[1:], rel=0.08)
+    assert np.diff(found).mean() / costs.of("draft", 1) * 0.3 == pytest.approx(steps[1] - steps[0], abs=0.02)
+
+
+def test_shares_of_a_pass_follow_its_line():
+    costs = PassCosts()
+    for rows in (2, 6, 12) * 20:
+        costs.observe("exact", rows, 1.0 + 0.1 * rows)
+    assert costs.fixed_part("exact", 10) == pytest.approx(0.5, abs=0.05)
 
 
 def test_acceptance_is_learnt_per_confidence():

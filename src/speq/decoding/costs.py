@@ -1,19 +1,26 @@
-"""Running estimates of what passes cost: a drafted token, and a verify pass over n tokens.
+"""Running estimates of what passes cost, by level and rows, relative to one another.
 
-A controller decides by the difference between two lengths of a verify pass, a few per cent of a pass, on machines whose
-speed changes by more than that from second to second. So a verify pass is measured in drafted tokens of its own round,
-which meet the same machine; and all lengths share a line, from which one of them departs as far as enough rounds of
-it say. All estimates forget, so they follow a growing context.
+A controller decides by the difference between two sizes of a pass, a few per cent of it, on machines whose speed
+changes by more than that from second to second. So the machine's speed of the moment is followed apart, and costs are
+what is left, in a unit of their own. Kernels take rows in tiles, so the cost climbs unevenly, and many sizes are rare:
+what one costs is read off a line through those near it. All estimates forget, so they follow a growing context.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
+from speq.runtime.batch import Level
+
 _MEMORY = 0.05  # weight of a new measurement once twenty have been taken
+_SPEED_MEMORY = 0.2  # of the machine's speed
 _BEGINNING = 4  # measurements among which one may be cold
-_DRAFT_PRIOR = 0.3  # of a plain pass: a quarter of the bytes, and overheads
-_SLOPE_PRIOR = 0.03  # of a plain pass, for each further token of a verify pass
-_SLOPE_WEIGHT = 10.0  # of the prior slope: as if so many squared tokens of difference had been seen
-_LINE_WEIGHT = 5  # of the line against the mean of one length: as if so many rounds of that length had been seen
+_PRIORS: Mapping[Level, tuple[float, float]] = {"exact": (1.0, 0.03), "draft": (0.3, 0.02)}
+"""What a pass of one row costs, and each further row: modest beliefs, so that sizes are tried before they are known."""
+_SLOPE_WEIGHT = 10.0  # of the prior slope: as if so many squared rows of difference had been seen
+_NEAR = 2.0  # rows in which the weight of a size falls to 1 / e
+_MOST_ROWS = 64  # of the passes that are learnt from; larger ones are parts of prompts
 
 
 class Average:
@@ -21,18 +28,22 @@ class Average:
 
     A busy machine makes single measurements far too long, never too short. So a measurement counts as twice the mean at
     most, and a mean that began with a long one is replaced by the first that is less than half of it.
+
+    Args:
+        memory: weight of a new measurement in the long run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: float = _MEMORY) -> None:
         self.count = 0
         self.value = 0.0
+        self._memory = memory
 
     def add(self, value: float) -> None:
         self.count += 1
         if self.count == 1 or (self.count <= _BEGINNING and value < self.value / 2):
             self.value = value
         else:
-            self.value += (min(value, 2 * self.value) - self.value) * max(_MEMORY, 1 / self.count)
+            self.value += (min(value, 2 * self.value) - self.value) * max(self._memory, 1 / self.count)
 
 
 class Line:
@@ -56,68 +67,86 @@ class Line:
         self._y.add(y)
 
     def at(self, x: float, prior_slope: float) -> float:
-        """Its y at x; it neither falls nor rises faster than in proportion to x."""
+        """Its y at x."""
+        return self._y.value + self.slope(prior_slope) * (x - self._x.value)
+
+    def slope(self, prior_slope: float) -> float:
+        """It neither falls nor rises faster than in proportion to x."""
         slope = (self._xy + _SLOPE_WEIGHT * prior_slope) / (self._xx + _SLOPE_WEIGHT)
-        return self._y.value + min(max(slope, 0.0), self._y.value / self._x.value) * (x - self._x.value)
+        return min(max(slope, 0.0), self._y.value / self._x.value)
 
 
-class Costs:
-    """Seconds per drafted token and per verify pass."""
+class _LevelCosts:
+    """Costs of the passes of one level, by rows."""
 
-    def __init__(self) -> None:
-        self._draft, self._plain = Average(), Average()
-        self._line = Line()  # of verify passes, in drafted tokens
-        self._lengths: dict[int, Average] = {}  # the same of each length alone
+    def __init__(self, one: float, slope: float) -> None:
+        self._one, self._slope = one, slope
+        self._line = Line()
+        self.sizes: dict[int, Average] = {}
+        self._known: dict[float, float] = {}  # what of() has found since the last pass
 
-    def observe(self, drafted: int, draft_seconds: float, verify_seconds: float) -> None:
-        """Take the times of one round; its verify pass was over ``drafted + 1`` tokens."""
-        if not drafted:
-            self._plain.add(verify_seconds)
-            return
-        draft = max(draft_seconds / drafted, 1e-9)
-        self._draft.add(draft)
-        self._line.add(drafted + 1, verify_seconds / draft)
-        self._lengths.setdefault(drafted + 1, Average()).add(verify_seconds / draft)
+    def add(self, rows: int, cost: float) -> None:
+        self._line.add(rows, cost)
+        self.sizes.setdefault(rows, Average()).add(cost)
+        self._known.clear()
 
-    @property
-    def draft(self) -> float:
-        """Seconds for one drafted token."""
-        return self._draft.value if self._draft.count else _DRAFT_PRIOR * self.verify(1)
-
-    def verify(self, tokens: int) -> float:
-        """Seconds for a verify pass over ``tokens`` tokens; ``verify(1)`` is a plain step. 1 before any measurement."""
-        plain = self._plain.value if self._plain.count else None
-        if not self._line.count:
-            return (plain or 1.0) * (1 + _SLOPE_PRIOR * (tokens - 1))
-        several = self._several(max(tokens, 2)) * self.draft
-        if tokens > 1:
-            return several
-        return min(plain, several) if plain else several
-
-    def _several(self, tokens: int) -> float:
-        """Of two tokens and more, in drafted tokens."""
-        cost = self._line.at(tokens, _SLOPE_PRIOR / _DRAFT_PRIOR)
-        if tokens in self._lengths:
-            length = self._lengths[tokens]
-            rounds = min(length.count, 1 / _MEMORY)
-            cost += (length.value - cost) * rounds / (rounds + _LINE_WEIGHT)
+    def of(self, rows: float) -> float:
+        """Of a pass over so many rows: a line through the sizes near it, which is as steep as that through all of them
+        as far as these do not say. One row is what all else is compared with, so it counts alone where it is known.
+        """
+        if rows in self._known:
+            return self._known[rows]
+        if rows == 1 and 1 in self.sizes:
+            cost = self.sizes[1].value
+        elif not self.sizes:
+            cost = self._one + self._slope * (rows - 1)
+        else:
+            cost = self._near(rows)
+        self._known[rows] = cost
         return cost
+
+    def _near(self, rows: float) -> float:
+        nearest = min(abs(size - rows) for size in self.sizes)
+        whole = x = y = xx = xy = 0.0
+        for size, mean in self.sizes.items():
+            weight = min(mean.count, 1 / _MEMORY) * math.exp((nearest - abs(size - rows)) / _NEAR)
+            whole, x, y = whole + weight, x + weight * size, y + weight * mean.value
+            xx, xy = xx + weight * size * size, xy + weight * size * mean.value
+        x, y = x / whole, y / whole
+        slope = (xy - whole * x * y + _SLOPE_WEIGHT * self._line.slope(self._slope)) / (
+            xx - whole * x * x + _SLOPE_WEIGHT
+        )
+        return y + min(max(slope, 0.0), y / x) * (rows - x)
+
+    def on_line(self, rows: float) -> float:
+        if not self._line.count:
+            return self._one + self._slope * (rows - 1)
+        return self._line.at(rows, self._slope)
 
 
 class PassCosts:
-    """Seconds of the passes of one level: a part that any pass takes, and one that grows with the rows."""
+    """What passes of an engine cost, relative to one another."""
 
     def __init__(self) -> None:
-        self._line = Line()
+        self._speed = Average(_SPEED_MEMORY)  # seconds that one unit takes now
+        self._levels = {level: _LevelCosts(*prior) for level, prior in _PRIORS.items()}
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, level: Level, rows: int, seconds: float) -> None:
         """Take the time of one pass."""
-        self._line.add(rows, seconds)
+        if rows > _MOST_ROWS:
+            return
+        costs, seconds = self._levels[level], max(seconds, 1e-9)
+        # A size that was never measured tells nothing of the machine, unless nothing else is known of it.
+        if rows in costs.sizes or not self._speed.count:
+            self._speed.add(seconds / (costs.sizes[rows].value if rows in costs.sizes else costs.of(rows)))
+        costs.add(rows, seconds / self._speed.value)
 
-    def fixed_part(self, rows: int) -> float:
-        """What share of a pass over so many rows a pass over none would take, 0 .. 1; 1 before any measurement."""
-        if not self._line.count:
-            return 1.0
-        slope = _SLOPE_PRIOR * self._line.at(1, 0.0)
-        whole = self._line.at(rows, slope)
-        return min(max(self._line.at(0, slope) / whole, 0.0), 1.0) if whole > 0 else 1.0
+    def of(self, level: Level, rows: float) -> float:
+        """What a pass over so many rows costs."""
+        return self._levels[level].of(rows)
+
+    def fixed_part(self, level: Level, rows: int) -> float:
+        """What share of a pass over so many rows a pass over none would cost, 0 .. 1."""
+        costs = self._levels[level]
+        whole = costs.on_line(rows)
+        return min(max(costs.on_line(0) / whole, 0.0), 1.0) if whole > 0 else 1.0

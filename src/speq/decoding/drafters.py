@@ -11,9 +11,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from speq.decoding.verify import Proposal, Verification, verify
+from speq.limits import MOST_CHECKED
 from speq.runtime.batch import Level
 from speq.runtime.sampling import GREEDY, Choice, Sampling
 
@@ -43,6 +44,26 @@ Drawn: TypeAlias = Sequence[Choice]
 Proposing: TypeAlias = Generator[Ask, Drawn, Proposal]
 
 
+class Advice(Protocol):
+    """What a drafter with a first stage asks whoever knows what passes cost, and tells him."""
+
+    def worth(self, proposal: Proposal, confidences: Sequence[float]) -> int:
+        """How many of the first tokens of a proposal are worth a row in a draft pass, after drafted tokens with
+        ``confidences``.
+        """
+        ...
+
+    def straight(self, proposal: Proposal, *, or_draft: bool) -> int | None:
+        """How many of the first tokens of a proposal to give to the exact level; ``None`` drafts instead, if that is
+        possible.
+        """
+        ...
+
+    def learn(self, level: Level, proposal: Proposal, checked: Verification) -> None:
+        """Hear how a first stage's proposal fared at a level."""
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What a drafter knows of its sequence.
@@ -53,12 +74,13 @@ class Context:
             the cache.
         limit: the most tokens to propose; 0 asks for an empty proposal.
         slots: tokens that can be fed before the cache is full.
-        more: called with the confidences so far, tells whether another token is worth drafting.
+        more: called with the confidences of what was drafted so far, tells whether another token is worth drafting.
         keep: of the last ask that fed several tokens, keep only those on a path; what is not kept is forgotten. What a
             drafter leaves in the cache is forgotten when it has proposed.
         cut: forget what is in the cache after so many tokens of the sequence.
         ends: token ids that end the text; nothing is worth proposing after one.
         sampling: how tokens are drawn.
+        advice: on proposals of a first stage.
     """
 
     tokens: Sequence[int]
@@ -70,6 +92,7 @@ class Context:
     ends: frozenset[int] = frozenset()
     sampling: Sampling = GREEDY
     tentative: Sequence[int] = ()
+    advice: Advice | None = None
 
     @property
     def last(self) -> int:
@@ -115,14 +138,32 @@ class SelfDrafter(Drafter):
     def propose(self, context: Context) -> Proposing:
         proposal = Proposal()
         token = context.last
-        while len(proposal.tokens) < context.limit:
+        while len(proposal.tokens) < context.limit and context.more(proposal.confidences):
             ((token, confidence, _),) = yield Ask([token], "draft", confidences=True)
             proposal.tokens.append(token)
             proposal.confidences.append(confidence)
-            at_end = token in context.ends
-            if at_end or (len(proposal.tokens) < context.limit and not context.more(proposal.confidences)):
+            if token in context.ends:
                 break
         return proposal
+
+
+class Straight(Drafter):
+    """What a cheap drafter proposes goes to the exact level, as much of it as is worth its rows."""
+
+    def __init__(self, first: Drafter) -> None:
+        self._first = first
+        self.likely = first.likely
+
+    def propose(self, context: Context) -> Proposing:
+        proposal = yield from self._first.propose(context)
+        if context.advice:
+            proposal = proposal.beginning(context.advice.straight(proposal, or_draft=False) or 0)
+        return proposal
+
+    def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
+        self._first.learn(context, proposal, checked, drawn)
+        if context.advice:
+            context.advice.learn("exact", proposal, checked)
 
 
 class Cascade(Drafter):
@@ -131,38 +172,65 @@ class Cascade(Drafter):
 
     Args:
         first: the cheap drafter, whose proposals may be trees.
-        nodes: tokens it may propose for a pass.
+        nodes: tokens it may propose for a pass; ``None`` for as many as are worth their rows.
         level: what checks them.
+        may_skip: whether its proposals may go straight to the exact level where that is faster.
     """
 
-    def __init__(self, first: Drafter, nodes: int = 2, level: Level = "draft") -> None:
+    def __init__(
+        self, first: Drafter, nodes: int | None = None, level: Level = "draft", *, may_skip: bool = False
+    ) -> None:
         self._first, self._nodes, self._level = first, nodes, level
+        self._may_skip, self._skipped = may_skip, False
 
     def propose(self, context: Context) -> Proposing:
-        proposal = Proposal()
-        while (left := context.limit - len(proposal.tokens)) > 0:
+        proposal, first = Proposal(), None
+        self._skipped, self.likely = False, 0
+        if self._may_skip and context.advice:
+            first = yield from self._first.propose(context)
+            context.cut(context.position - 1)
+            if (count := context.advice.straight(first, or_draft=True)) is not None:
+                self._skipped, self.likely = True, self._first.likely
+                return first.beginning(count)
+        while (left := context.limit - len(proposal.tokens)) > 0 and context.more(proposal.confidences):
+            # The pass itself draws one token; where that is all there is room for, nothing is left to check.
+            room = context.slots - len(proposal.tokens) - 1 if left > 1 else 0
             inner = replace(
                 context,
                 tentative=[*context.tentative, *proposal.tokens],
-                # The pass itself draws one token; where that is all there is room for, nothing is left to check.
-                limit=min(self._nodes, context.slots - len(proposal.tokens) - 1) if left > 1 else 0,
+                limit=min(room, MOST_CHECKED if self._nodes is None else self._nodes),
                 more=lambda _: True,
                 slots=context.slots - len(proposal.tokens),
             )
-            first = yield from self._first.propose(inner)
-            context.cut(inner.position - 1)
+            if first is None:
+                first = yield from self._first.propose(inner)
+                context.cut(inner.position - 1)
+            first = first.beginning(self._worth(inner, first, proposal.confidences))
             fed = [inner.last, *first.tokens]
             drawn = yield Ask(
                 fed, self._level, first.rows(), range(len(fed)), confidences=True, likely=self._first.likely
             )
             checked = verify([choice.token for choice in drawn], first)
             self._first.learn(inner, first, checked, drawn)
+            if context.advice:
+                context.advice.learn(self._level, first, checked)
             context.keep(checked.path[:left])
             for row, token in zip(checked.path[:left], checked.tokens[:left], strict=True):
                 proposal.tokens.append(token)
                 proposal.confidences.append(drawn[row].confidence)
                 if token in context.ends:
                     return proposal
-            if len(proposal.tokens) < context.limit and not context.more(proposal.confidences):
-                break
+            first = None
         return proposal
+
+    def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
+        if self._skipped:
+            self._first.learn(context, proposal, checked, drawn)
+            if context.advice:
+                context.advice.learn("exact", proposal, checked)
+
+    def _worth(self, inner: Context, first: Proposal, confidences: Sequence[float]) -> int:
+        """How many tokens of a proposal are fed."""
+        if self._nodes is None and inner.advice:
+            return min(inner.limit, inner.advice.worth(first, confidences))
+        return inner.limit

@@ -39,7 +39,6 @@ class _Node:
     confidence: float
     reached: float  # probability that it and its path are right
     path: tuple[int, ...]
-    trail: tuple[float, ...]  # confidences on the path
     source: Source = "table"
     match: Match | None = None  # what the token continues
     ahead: int = 0  # tokens of the match's continuation on the path
@@ -75,7 +74,7 @@ class NgramDrafter(Drafter):
         assert proposal.parents is not None
         before, last = [None, *context.tokens[-2:], *context.tentative[-2:]][-2:]
         assert last is not None
-        root = _Node(last, before, -1, 1.0, 1.0, (), ())
+        root = _Node(last, before, -1, 1.0, 1.0, ())
         self._rows = [root]
         if nodes <= 0:
             return Proposal()
@@ -89,8 +88,6 @@ class NgramDrafter(Drafter):
             grown = None
             while heap and len(proposal.tokens) < nodes and grown is None:
                 node = heapq.heappop(heap)[2]
-                if not context.more(node.trail):
-                    continue
                 proposal.tokens.append(node.token)
                 proposal.confidences.append(node.confidence)
                 proposal.parents.append(node.parent)
@@ -107,7 +104,7 @@ class NgramDrafter(Drafter):
         for row in sorted(range(len(drawn)), key=lambda row: (row in on_path, row)):
             node = self._rows[row]
             self._table.learn(node.before, node.token, drawn[row].likely)
-        for row, node in enumerate(self._rows):
+        for row, node in enumerate(self._rows[: len(drawn)]):
             if node.match and node.parent + 1 in on_path:
                 self._lookup.record.observe(node.match.length + node.ahead - 1, row in on_path)
 
@@ -142,7 +139,6 @@ class NgramDrafter(Drafter):
                     weight,
                     node.reached * weight,
                     (*node.path, each),
-                    (*node.trail, weight),
                     "lookup" if looked_up else "table",
                     match if looked_up else None,
                     ahead + 1 if looked_up else 0,

@@ -1,47 +1,75 @@
-"""How long to draft, and whether to draft at all: the choice that yields the most tokens per second.
+"""How much to propose, and which stages: the choice that yields the most tokens per second.
 
 *Length.* One more drafted token yields (probability that all drafted so far are right) x (mean acceptance) tokens and
-costs a draft step and a slightly longer verify pass. It is worth it while its tokens per second exceed the rate reached
-overall: the stopping rule that maximises a long-run rate (Dinkelbach's iteration, with the measured rate as its
-estimate). The stronger the draft's confidence, the longer the draft; costs and acceptance are measured on the way, so
-there is no threshold to tune.
+costs a share of a draft pass and a slightly longer verify pass. It is worth it while its tokens per second exceed the
+rate reached overall: the stopping rule that maximises a long-run rate (Dinkelbach's iteration, with the measured rate
+as its estimate). The stronger the draft's confidence, the longer the draft.
+
+*Rows.* What a first stage proposes to a draft pass comes the most probable first. Each further row yields the
+probability that it and its path are right, in drafted tokens, and costs what a larger pass costs; as many are taken as
+make the difference largest.
+
+*Stages.* What a first stage proposes may go straight to the exact level instead. Of each size of it the tokens that are
+expected over what the pass costs are a rate; where the best of them exceeds the rate of rounds with a draft, both that
+of late and that which the same proposal promises with a draft pass before, the draft is left out.
 
 *Whether.* With ``may_pause`` plain steps are timed now and then, and when rounds with a draft turn out slower, drafting
 pauses, with one round tried in between pauses that double, from 8 steps (more if a round loses much) up to 256. So a
 draft that never pays costs next to nothing.
 
-*With others.* Seconds are a sequence's share of the passes it took part in, and what is measured among few sequences
-says nothing about many: costs and rates are kept apart for 1, 2, 3 to 4, 5 to 8 ... sequences at a time. When they
-fill a pass by themselves, a longer verify pass costs as much as it yields, and drafting ends.
+*With others.* A pass is paid for by the sequences that share it. What a step costs a sequence is reckoned as if all of
+them did alike, and a draft that others have ended is paid for by those who go on. What is learnt of rounds among few
+sequences says nothing about many: it is kept apart for 1, 2, 3 to 4, 5 to 8 ... of them at a time. When they fill a pass
+by themselves, a longer verify pass costs as much as it yields, and drafting ends.
 
-None of this changes a token: only the time differs.
+What passes cost and how often tokens are right is measured on the way, so there is no threshold to tune. None of this
+changes a token: only the time differs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from speq.decoding.acceptance import Acceptance
-from speq.decoding.costs import Costs
+from speq.decoding.acceptance import DRAFT_BELIEFS, Acceptance
+from speq.decoding.costs import Average, PassCosts
+from speq.decoding.verify import Proposal, Verification
 from speq.limits import QUICK_ROWS
+from speq.runtime.batch import Level
 
-MAX_DRAFT = QUICK_ROWS - 1  # the longest whose verify pass costs little more than one token
+MOST_PROPOSED = QUICK_ROWS - 1  # the longest proposal whose verify pass costs little more than one token
 
-_KEEP = 0.93  # weight of older rounds in the rate
+_KEEP = 0.97  # weight of older rounds in the rate
 _FIRST_PAUSE, _LONGEST_PAUSE = 8, 256
 _FIRST_GAP, _LONGEST_GAP = 4, 128  # rounds between two timed plain steps
 _PATIENCE = 1.5  # rounds of evidence before drafting may pause
+_BELIEF = 2.0  # rounds with a draft that expectation counts for beside those of late
 _LOSS_SHARE = 0.03  # of a plain step: what a pause may lose per step for the round tried after it
 
 
+@dataclass
+class Situation:
+    """What a sequence finds when it plans a round; whoever runs its passes keeps it up to date.
+
+    Attributes:
+        costs: of passes.
+        load: sequences that share the exact passes, this one among them.
+        drafting: of these, how many shared the last draft pass that this one took part in.
+    """
+
+    costs: PassCosts = field(default_factory=PassCosts)
+    load: int = 1
+    drafting: int = 1
+
+
 class _Experience:
-    """What was measured while about so many sequences shared the passes."""
+    """What was learnt while about so many sequences shared the passes."""
 
     def __init__(self) -> None:
-        self.costs = Costs()
-        self.tokens = self.seconds = self.weight = 0.0  # of rounds with a draft, older ones forgotten
+        self.tokens = self.cost = self.weight = 0.0  # of rounds with a draft, older ones forgotten
         self.pause, self.pause_left, self.on_trial = _FIRST_PAUSE, 0, False
         self.gap, self.since_plain = _FIRST_GAP, _FIRST_GAP
+        self.rows, self.yielded = Average(), Average()  # of a draft pass: its rows, and the drafted tokens it gave
 
 
 class Policy:
@@ -55,82 +83,154 @@ class Policy:
     def __init__(self, length: int | None = None, *, may_pause: bool = False) -> None:
         self._length = length
         self._may_pause = may_pause
-        self._acceptance = Acceptance()
+        self._draft = Acceptance(DRAFT_BELIEFS)  # of what the draft level proposes
+        self._first: Mapping[Level, Acceptance] = {"draft": Acceptance(), "exact": Acceptance()}  # of a first stage
         self._experiences: dict[int, _Experience] = {}
+        self._situation = Situation()
         self._now = self._among(1)
+        self._is_plain = self._pauses = self._was_told = False
 
-    def plan(self, limit: int, load: int = 1) -> int:
-        """The most tokens to draft in the next round, at most ``limit``; 0 is a plain step.
-
-        Args:
-            load: sequences that share the passes, this one among them.
-        """
-        self._now = now = self._among(load)
+    def plan(self, limit: int, situation: Situation) -> int:
+        """The most tokens to propose in the next round, at most ``limit``; 0 is a plain step."""
+        self._situation = situation
+        self._now = now = self._among(situation.load)
+        situation.drafting = situation.load  # until a pass shows who drafts
+        self._is_plain = self._pauses = self._was_told = False
         if self._may_pause and limit:
             if now.pause_left:
                 now.pause_left -= 1
-                return 0
-            if now.since_plain >= now.gap:
+                self._pauses = True
+            elif now.since_plain >= now.gap:
                 now.gap = min(2 * now.gap, _LONGEST_GAP)
+                self._is_plain = True
                 return 0
-        return min(limit, MAX_DRAFT if self._length is None else self._length)
+        return min(limit, MOST_PROPOSED if self._length is None else self._length)
 
     def more(self, confidences: Sequence[float]) -> bool:
         """Whether to draft another token after those with ``confidences``."""
-        if self._length is not None:
-            return True
-        expected = self._acceptance.mean
-        for confidence in confidences:
-            expected *= self._acceptance.probability(confidence)
-        drafted, costs = len(confidences), self._now.costs
-        seconds = costs.draft + costs.verify(drafted + 2) - costs.verify(drafted + 1)
-        return expected > self._rate() * max(seconds, 0.0)
+        if not confidences or self._length is not None:
+            return not self._pauses
+        return self._survival(confidences) * self._draft.mean > self._rate() * (
+            self._drafted_token() + self._next_row(len(confidences) + 1)
+        )
 
-    def observe(
-        self,
-        confidences: Sequence[float],
-        right: int,
-        draft_seconds: float,
-        verify_seconds: float,
-        *,
-        drafted: int | None = None,
-        accepted: int | None = None,
-    ) -> None:
+    def worth(self, proposal: Proposal, confidences: Sequence[float]) -> int:
+        """How many of the first tokens of a proposal are worth a row in a draft pass, after drafted tokens with
+        ``confidences``.
+        """
+        value = self._survival(confidences) * self._draft.mean - self._rate() * self._next_row(len(confidences) + 1)
+        costs, drafting = self._situation.costs, self._situation.drafting
+        best, most, right = 0, 0.0, 0.0
+        for count, reached in enumerate(self._first["draft"].reached(proposal), 1):
+            right += reached
+            added = costs.of("draft", drafting * (count + 1)) - costs.of("draft", drafting)
+            if (gain := value * right - self._rate() * added / drafting) > most:
+                best, most = count, gain
+        return best
+
+    def straight(self, proposal: Proposal, *, or_draft: bool) -> int | None:
+        """How many of the first tokens of a proposal to give to the exact level, perhaps none.
+
+        Args:
+            or_draft: whether a draft is possible instead; ``None`` chooses that.
+        """
+        reached = self._first["exact"].reached(proposal)
+        best, most, right = 0, 1 / self._exact(1), 1.0
+        for count, each in enumerate(reached, 1):
+            right += each
+            if (rate := right / self._exact(count + 1)) > most:
+                best, most = count, rate
+        if not or_draft or self._pauses:
+            return best
+        return best if best and most > max(self._drafting_rate(), self._promise(proposal)) else None
+
+    def learn(self, level: Level, proposal: Proposal, checked: Verification) -> None:
+        """Hear how a first stage's proposal fared at a level."""
+        self._was_told = True
+        self._first[level].observe_tree(proposal, checked)
+
+    def observe(self, confidences: Sequence[float], right: int, passes: int, rows: int, cost: float) -> None:
         """Learn from the round that was planned last.
 
         Args:
-            confidences: of the draft, or of the main line of a tree.
+            confidences: of the proposal, of a tree those of its main line.
             right: how many tokens of these were.
-            drafted, accepted: of a tree, all its tokens, and those on the path that stays.
+            passes, rows: draft passes, and the rows of all of them.
+            cost: of the sequence's shares of all passes.
         """
-        drafted = len(confidences) if drafted is None else drafted
-        accepted = right if accepted is None else accepted
         now = self._now
-        now.costs.observe(drafted, draft_seconds, verify_seconds)
-        self._acceptance.observe(confidences, right)
-        if not drafted:
+        if self._is_plain:
             now.since_plain = 0
-            return
-        now.since_plain += 1
-        now.tokens = now.tokens * _KEEP + accepted + 1
-        now.seconds = now.seconds * _KEEP + drafted * now.costs.draft + now.costs.verify(drafted + 1)
-        now.weight = now.weight * _KEEP + 1
-        if self._may_pause:
-            self._decide(now)
+        elif passes:
+            now.since_plain += 1
+            self._draft.observe(confidences, right)
+            now.rows.add(rows / passes)
+            now.yielded.add(len(confidences) / passes)
+            now.tokens = now.tokens * _KEEP + right + 1
+            now.cost = now.cost * _KEEP + cost
+            now.weight = now.weight * _KEEP + 1
+            if self._may_pause:
+                self._decide(now)
+        elif not self._was_told:
+            self._draft.observe(confidences, right)
 
     def _among(self, load: int) -> _Experience:
         return self._experiences.setdefault((load - 1).bit_length(), _Experience())
 
+    def _survival(self, confidences: Sequence[float]) -> float:
+        """The probability that all drafted tokens are right."""
+        survival = 1.0
+        for confidence in confidences:
+            survival *= self._draft.probability(confidence)
+        return survival
+
+    def _exact(self, rows: float) -> float:
+        """What an exact pass costs a sequence that has so many rows in it."""
+        load = self._situation.load
+        return self._situation.costs.of("exact", load * rows) / load
+
+    def _next_row(self, rows: int) -> float:
+        """What another row in an exact pass costs beside so many."""
+        return max(self._exact(rows + 1) - self._exact(rows), 0.0)
+
+    def _drafted_token(self) -> float:
+        """What another drafted token costs."""
+        now, drafting = self._now, self._situation.drafting
+        rows, yielded = (now.rows.value, now.yielded.value) if now.rows.count else (1.0, 1.0)
+        return self._situation.costs.of("draft", drafting * rows) / drafting / yielded
+
     def _rate(self) -> float:
-        """Tokens per second that the next token has to beat."""
-        now = self._now
-        plain = 1 / max(now.costs.verify(1), 1e-9)
-        return max(plain, now.tokens / now.seconds) if now.seconds > 0 else plain
+        """Tokens per cost that the next token has to beat."""
+        now, plain = self._now, 1 / self._exact(1)
+        return max(plain, now.tokens / now.cost) if now.cost > 0 else plain
+
+    def _drafting_rate(self) -> float:
+        """Tokens per cost of rounds with a draft, as they were of late and as the mean acceptance lets expect."""
+        now, mean = self._now, self._draft.mean
+        tokens, right, cost, expected = 1.0, 1.0, 0.0, 0.0
+        for drafted in range(1, MOST_PROPOSED + 1):
+            right *= mean
+            tokens, cost = tokens + right, cost + self._drafted_token()
+            if (rate := tokens / (cost + self._exact(drafted + 1))) <= expected:
+                break
+            expected = rate
+        believed = _BELIEF * max(self._exact(1), now.cost / now.weight if now.weight else 0.0)
+        return (now.tokens + believed * expected) / (now.cost + believed)
+
+    def _promise(self, proposal: Proposal) -> float:
+        """The rate of a round with one draft pass over a beginning of the proposal."""
+        costs, load, mean = self._situation.costs, self._situation.load, self._draft.mean
+        drafted, most = 1.0, 0.0
+        for count, reached in enumerate([0.0, *self._first["draft"].reached(proposal)]):
+            drafted += reached
+            cost = costs.of("draft", load * (count + 1)) / load + self._exact(drafted + 1)
+            most = max(most, (1 + mean * drafted) / cost)
+        return most
 
     def _decide(self, now: _Experience) -> None:
         """Pause if rounds with a draft are slower than plain steps, each time for at least twice as long."""
-        plain = max(now.costs.verify(1), 1e-9)
-        lost = now.seconds - now.tokens * plain
+        plain = self._exact(1)
+        lost = now.cost - now.tokens * plain
         if lost < 0:
             now.pause, now.on_trial = _FIRST_PAUSE, False
         elif now.on_trial or now.weight >= _PATIENCE:
@@ -138,4 +238,4 @@ class Policy:
             now.pause_left = max(now.pause, min(affordable, _LONGEST_PAUSE))
             now.pause, now.on_trial = min(2 * now.pause_left, _LONGEST_PAUSE), True
             # Most of the evidence is dropped, so that one good round after the pause can change the verdict.
-            now.tokens, now.seconds, now.weight = now.tokens / 4, now.seconds / 4, now.weight / 4
+            now.tokens, now.cost, now.weight = now.tokens / 4, now.cost / 4, now.weight / 4

@@ -43,7 +43,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()  # those there was no room for yet
         self._running: deque[Sequence] = deque()  # who has waited longest for a pass stands first
         self._in_step = False  # also after one that an exception has ended
-        self._costs = {level: PassCosts() for level in engine.levels}
+        self._costs = PassCosts()
 
     @property
     def running(self) -> int:
@@ -57,7 +57,7 @@ class Scheduler:
             SpeqError: the prompt is empty, does not fit the context, or holds an id outside the vocabulary.
         """
         request.check(self._engine.vocab_size, self._engine.limits.context)
-        return Sequence(request, self._engine.kv, self._engine.limits.context)
+        return Sequence(request, self._engine.kv, self._engine.limits.context, self._costs)
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence on. It begins when fewer sequences run than there is room for in the cache; one that was
@@ -105,12 +105,17 @@ class Scheduler:
         load = sum(not sequence.in_prefill for sequence in self._running) or 1
         output = self._engine.run(Batch([self._span(sequence) for sequence in chosen], level))
         seconds = self._clock() - started
-        shares = self._shares(level, chosen, seconds)
+        rows = [len(sequence.ask.tokens) for sequence in chosen if sequence.ask]
+        self._costs.observe(level, sum(rows), seconds)
         chunks = []
-        for index, (sequence, share) in enumerate(zip(chosen, shares, strict=True)):
-            sequence.load = load
+        for index, (sequence, share) in enumerate(zip(chosen, self._shares(level, rows), strict=True)):
+            sequence.situation.load = load
+            if level == "draft":
+                sequence.situation.drafting = len(chosen)
             sequence.chunk = self._prefill_chunk()
-            chunks.append(self._advance(sequence, output, index, level, share))
+            cost = share * self._costs.of(level, sum(rows))
+            passed = Pass(level, rows[index], sequence.kv.length - rows[index], share * seconds, cost, len(chosen))
+            chunks.append(self._advance(sequence, output, index, passed))
         elapsed = self._clock() - started
         for sequence in {*self._running, *chosen}:
             self._count(sequence, level, elapsed, seconds if sequence in chosen else 0.0)
@@ -151,18 +156,12 @@ class Scheduler:
             likely=ask.likely,
         )
 
-    def _shares(self, level: Level, chosen: list[Sequence], seconds: float) -> list[float]:
-        """Each sequence's part of a pass's seconds: what any pass takes in equal parts, the rest by rows."""
-        rows = [len(sequence.ask.tokens) for sequence in chosen if sequence.ask]
-        costs = self._costs[level]
-        costs.observe(sum(rows), seconds)
-        fixed = costs.fixed_part(sum(rows))
-        return [seconds * (fixed / len(rows) + (1 - fixed) * own / sum(rows)) for own in rows]
+    def _shares(self, level: Level, rows: list[int]) -> list[float]:
+        """Each sequence's part of a pass: what any pass costs in equal parts, the rest by rows."""
+        fixed = self._costs.fixed_part(level, sum(rows))
+        return [fixed / len(rows) + (1 - fixed) * own / sum(rows) for own in rows]
 
-    def _advance(self, sequence: Sequence, output: Output, index: int, level: Level, seconds: float) -> Chunk:
-        ask = sequence.ask
-        assert ask is not None
-        passed = Pass(level, len(ask.tokens), sequence.kv.length - len(ask.tokens), seconds)
+    def _advance(self, sequence: Sequence, output: Output, index: int, passed: Pass) -> Chunk:
         try:
             tokens = sequence.advance(output.drawn(index), passed)
         except SpeqError as error:

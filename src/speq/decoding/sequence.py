@@ -11,8 +11,9 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from speq.decoding.costs import PassCosts
 from speq.decoding.drafters import Ask, Context, Drafter, Drawn
-from speq.decoding.policy import Policy
+from speq.decoding.policy import Policy, Situation
 from speq.decoding.stats import Statistics
 from speq.decoding.verify import verify
 from speq.errors import SpeqError
@@ -28,12 +29,21 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of a sequence: its level, its rows, the slots that were filled before, and its share of the seconds."""
+    """One pass of a sequence.
+
+    Attributes:
+        level, rows: of its own rows.
+        context: slots that were filled before.
+        seconds, cost: its share of what the pass took, and of what such a pass costs (:class:`PassCosts`).
+        together: sequences that shared the pass.
+    """
 
     level: str
     rows: int
     context: int
     seconds: float
+    cost: float
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -108,16 +118,16 @@ class Sequence:
         ask: the pass it waits for; ``None`` before it has begun and when it has ended.
         error: what ended it before its time.
         chunk: tokens of the prompt to feed at a time.
-        load: sequences that share passes with it.
+        situation: what its policy has to know of others.
         ended: whether it is closed.
         in_prefill: whether its prompt is not yet through; ``decoding``, whether that was so before the last step.
     """
 
-    def __init__(self, request: Request, pool: KVPool, context: int) -> None:
+    def __init__(self, request: Request, pool: KVPool, context: int, costs: PassCosts) -> None:
         self.request = request
         self.tokens = list(request.prompt)
         self.chunk = PREFILL_CHUNK
-        self.load = 1
+        self.situation = Situation(costs)
         self.in_prefill = True
         self.decoding = False
         self._pool, self._context = pool, context
@@ -224,9 +234,18 @@ class Sequence:
         request, start = self.request, self.kv.length
         policy = request.policy
         self._safe = start
-        limit = policy.plan(wanted - request.stats.new_tokens - 1, self.load)
-        slots = self._context - start
-        context = Context(self.tokens, limit, slots, policy.more, self._keep, self._cut, request.ends, request.sampling)
+        limit = policy.plan(wanted - request.stats.new_tokens - 1, self.situation)
+        context = Context(
+            self.tokens,
+            limit,
+            self._context - start,
+            policy.more,
+            self._keep,
+            self._cut,
+            request.ends,
+            request.sampling,
+            advice=policy,
+        )
         proposal = yield from request.drafter.propose(context)
         self._pool.truncate(self.kv, start)
         passes = tuple(self._passes)
@@ -244,10 +263,9 @@ class Sequence:
         policy.observe(
             [proposal.confidences[index] for index in line],
             sum(index + 1 in done.path for index in line),
-            sum(p.seconds for p in passes),
-            verified.seconds,
-            drafted=len(proposal.tokens),
-            accepted=done.accepted,
+            passes=len(passes),
+            rows=sum(each.rows for each in passes),
+            cost=sum(each.cost for each in (*passes, verified)),
         )
         request.stats.add_round(happened.proposed, happened.accepted, len(line))
         if request.on_round:

@@ -43,6 +43,16 @@ class Proposal:
                 line.append(index)
         return line
 
+    def beginning(self, count: int) -> Proposal:
+        """The first so many tokens; fewer if there are fewer."""
+        if count >= len(self.tokens):
+            return self
+        count = max(count, 0)
+        parents = None if self.parents is None else self.parents[:count]
+        if parents == list(range(-1, count - 1)):
+            parents = None
+        return Proposal(self.tokens[:count], self.confidences[:count], parents)
+
     def rows(self) -> list[int] | None:
         """Parents of the rows of a pass over the sequence's last token and the proposal; ``None`` for a chain."""
         return None if self.parents is None else [-1, *(parent + 1 for parent in self.parents)]

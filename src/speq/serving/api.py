@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from speq.decoding.checked import CheckedDrafter
-from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter
+from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, Straight
 from speq.decoding.ngram import NgramDrafter
 from speq.decoding.policy import Policy
 from speq.decoding.scheduler import Scheduler
@@ -46,8 +46,6 @@ Draft: TypeAlias = DraftName | Callable[[], Drafter]
 
 Setting: TypeAlias = tuple[str, int | None]
 """The draft and its length, as the caller chose them."""
-
-_FIRST_STAGE_NODES = 3  # rows beside the first that a draft pass takes at little cost
 
 
 class Feed(Iterator[list[int]]):
@@ -314,10 +312,10 @@ class Model:
     def _drafter(self, draft: Draft) -> Drafter:
         if draft == "none":
             return NoDrafter()
-        if draft == "cascade":
-            return Cascade(NgramDrafter(self._table), _FIRST_STAGE_NODES)
+        if draft in ("auto", "cascade"):
+            return Cascade(NgramDrafter(self._table), may_skip=draft == "auto")
         if draft == "ngram":
-            return NgramDrafter(self._table, self._engine.limits.quick_rows - 1)
+            return Straight(NgramDrafter(self._table))
         if isinstance(draft, str):
             return SelfDrafter()
         made, engine = draft(), self._engine
