@@ -100,6 +100,22 @@ def test_fixed_length_is_kept():
     assert policy.more([0.0001])
 
 
+def test_a_draft_that_was_slow_once_is_tried_again_soon(mock_engine):
+    """Something else had the machine while the policy was young, and all passes took the same time."""
+
+    class Contended(mock_engine):
+        def run(self, batch):
+            before = self.now
+            output = super().run(batch)
+            if before < 60:
+                self.now = before + 1.5
+            return output
+
+    policy = Policy(may_pause=True)
+    engine = Contended(context_length=2000, noise=0.05, draft_cost=0.27)
+    assert seconds(engine, policy, 600) < 60 + 0.75 * 560
+
+
 def test_costs_follow_measurements():
     costs = PassCosts()
     before = costs.of("draft", 1) / costs.of("exact", 1)
@@ -117,10 +133,12 @@ def test_costs_follow_measurements():
     assert costs.of("draft", 1) / costs.of("exact", 1) == pytest.approx(0.5, rel=0.03)
 
 
-def test_parts_of_prompts_say_nothing_of_rounds():
+def test_a_first_pass_is_not_believed():
+    """It brings the weights into memory."""
     costs = PassCosts()
-    costs.observe("exact", 200, 50.0)
-    assert costs.of("exact", 4) == PassCosts().of("exact", 4)
+    costs.observe("exact", 1, 50.0)
+    costs.observe("draft", 1, 50.0)
+    assert costs.of("draft", 1) / costs.of("exact", 1) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +161,9 @@ def test_the_cost_of_one_more_row_is_found_on_a_machine_whose_speed_changes(step
 
 def test_shares_of_a_pass_follow_its_line():
     costs = PassCosts()
-    for rows in (2, 6, 12) * 20:
+    for rows in (2, 6, 12) * 40:
         costs.observe("exact", rows, 1.0 + 0.1 * rows)
-    assert costs.fixed_part("exact", 10) == pytest.approx(0.5, abs=0.05)
+    assert costs.fixed_part("exact", 10) == pytest.approx(0.5, abs=0.1)
 
 
 def test_acceptance_is_learnt_per_confidence():

@@ -2,8 +2,9 @@
 
 A controller decides by the difference between two sizes of a pass, a few per cent of it, on machines whose speed
 changes by more than that from second to second. So the machine's speed of the moment is followed apart, and costs are
-what is left, in a unit of their own. Kernels take rows in tiles, so the cost climbs unevenly, and many sizes are rare:
-what one costs is read off a line through those near it. All estimates forget, so they follow a growing context.
+what is left, in passes of one row at the exact level. Kernels take rows in tiles, so the cost climbs unevenly, and many
+sizes are rare: what one costs is read off a line through those near it. All estimates forget, so they follow a growing
+context.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ _SPEED_MEMORY = 0.2  # of the machine's speed
 _BEGINNING = 4  # measurements among which one may be cold
 _PRIORS: Mapping[Level, tuple[float, float]] = {"exact": (1.0, 0.03), "draft": (0.3, 0.02)}
 """What a pass of one row costs, and each further row: modest beliefs, so that sizes are tried before they are known."""
+_KNOWN = 3  # measurements of a size that make it known
 _SLOPE_WEIGHT = 10.0  # of the prior slope: as if so many squared rows of difference had been seen
 _NEAR = 2.0  # rows in which the weight of a size falls to 1 / e
-_MOST_ROWS = 64  # of the passes that are learnt from; larger ones are parts of prompts
 
 
 class Average:
@@ -81,9 +82,15 @@ class _LevelCosts:
 
     def __init__(self, one: float, slope: float) -> None:
         self._one, self._slope = one, slope
+        self._is_cold = True
         self._line = Line()
         self.sizes: dict[int, Average] = {}
         self._known: dict[float, float] = {}  # what of() has found since the last pass
+
+    def is_cold(self) -> bool:
+        """Whether this is the first pass, which brings the weights into memory."""
+        was_cold, self._is_cold = self._is_cold, False
+        return was_cold
 
     def add(self, rows: int, cost: float) -> None:
         self._line.add(rows, cost)
@@ -92,14 +99,14 @@ class _LevelCosts:
 
     def of(self, rows: float) -> float:
         """Of a pass over so many rows: a line through the sizes near it, which is as steep as that through all of them
-        as far as these do not say. One row is what all else is compared with, so it counts alone where it is known.
+        as far as these do not say. One row is what all else is compared with, so it counts alone.
         """
         if rows in self._known:
             return self._known[rows]
-        if rows == 1 and 1 in self.sizes:
-            cost = self.sizes[1].value
-        elif not self.sizes:
+        if not self.sizes:
             cost = self._one + self._slope * (rows - 1)
+        elif rows == 1 and 1 in self.sizes:
+            cost = self.sizes[1].value
         else:
             cost = self._near(rows)
         self._known[rows] = cost
@@ -131,19 +138,35 @@ class PassCosts:
         self._speed = Average(_SPEED_MEMORY)  # seconds that one unit takes now
         self._levels = {level: _LevelCosts(*prior) for level, prior in _PRIORS.items()}
 
-    def observe(self, level: Level, rows: int, seconds: float) -> None:
-        """Take the time of one pass."""
-        if rows > _MOST_ROWS:
-            return
+    def observe(self, level: Level, rows: int, seconds: float, *, of_prompts: bool = False) -> None:
+        """Take the time of one pass; ``of_prompts`` is of another kind, and only brings the weights into memory."""
         costs, seconds = self._levels[level], max(seconds, 1e-9)
-        # A size that was never measured tells nothing of the machine, unless nothing else is known of it.
-        if rows in costs.sizes or not self._speed.count:
-            self._speed.add(seconds / (costs.sizes[rows].value if rows in costs.sizes else costs.of(rows)))
+        if costs.is_cold() or of_prompts:
+            return
+        size = costs.sizes.get(rows)
+        # A size of which little is known tells nothing of the machine, unless nothing else is known.
+        if not self._speed.count or (size and size.count >= _KNOWN):
+            self._speed.add(seconds / (size.value if size else costs.of(rows)))
         costs.add(rows, seconds / self._speed.value)
 
+    def doubt(self, level: Level) -> None:
+        """Believe the next passes of a level more than all before."""
+        for size in self._levels[level].sizes.values():
+            size.count = min(size.count, 1)
+
+    def took(self, level: Level, rows: int, seconds: float) -> float:
+        """What one pass has cost; a pass that was held up counts as one of twice its cost at most."""
+        usual = self.of(level, rows)
+        return min(seconds / self._speed.value / self._plain, 2 * usual) if self._speed.count else usual
+
+    @property
+    def _plain(self) -> float:
+        """What a pass of one row costs at the exact level."""
+        return self._levels["exact"].of(1)
+
     def of(self, level: Level, rows: float) -> float:
-        """What a pass over so many rows costs."""
-        return self._levels[level].of(rows)
+        """What a pass over so many rows costs, in plain passes of one row."""
+        return self._levels[level].of(rows) / self._plain
 
     def fixed_part(self, level: Level, rows: int) -> float:
         """What share of a pass over so many rows a pass over none would cost, 0 .. 1."""

@@ -59,8 +59,8 @@ class Advice(Protocol):
         """
         ...
 
-    def learn(self, level: Level, proposal: Proposal, checked: Verification) -> None:
-        """Hear how a first stage's proposal fared at a level."""
+    def learn(self, proposal: Proposal, checked: Verification) -> None:
+        """Hear how a first stage's proposal fared, at whatever level."""
         ...
 
 
@@ -163,7 +163,7 @@ class Straight(Drafter):
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
         self._first.learn(context, proposal, checked, drawn)
         if context.advice:
-            context.advice.learn("exact", proposal, checked)
+            context.advice.learn(proposal, checked)
 
 
 class Cascade(Drafter):
@@ -213,7 +213,7 @@ class Cascade(Drafter):
             checked = verify([choice.token for choice in drawn], first)
             self._first.learn(inner, first, checked, drawn)
             if context.advice:
-                context.advice.learn(self._level, first, checked)
+                context.advice.learn(first, checked)
             context.keep(checked.path[:left])
             for row, token in zip(checked.path[:left], checked.tokens[:left], strict=True):
                 proposal.tokens.append(token)
@@ -227,7 +227,7 @@ class Cascade(Drafter):
         if self._skipped:
             self._first.learn(context, proposal, checked, drawn)
             if context.advice:
-                context.advice.learn("exact", proposal, checked)
+                context.advice.learn(proposal, checked)
 
     def _worth(self, inner: Context, first: Proposal, confidences: Sequence[float]) -> int:
         """How many tokens of a proposal are fed."""

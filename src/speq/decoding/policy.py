@@ -19,8 +19,8 @@ draft that never pays costs next to nothing.
 
 *With others.* A pass is paid for by the sequences that share it. What a step costs a sequence is reckoned as if all of
 them did alike, and a draft that others have ended is paid for by those who go on. What is learnt of rounds among few
-sequences says nothing about many: it is kept apart for 1, 2, 3 to 4, 5 to 8 ... of them at a time. When they fill a pass
-by themselves, a longer verify pass costs as much as it yields, and drafting ends.
+sequences says nothing about many: it is kept apart for 1, 2, 3 to 4, 5 to 8 ... of them at a time. When they fill a
+pass by themselves, a longer verify pass costs as much as it yields, and drafting ends.
 
 What passes cost and how often tokens are right is measured on the way, so there is no threshold to tune. None of this
 changes a token: only the time differs.
@@ -28,14 +28,13 @@ changes a token: only the time differs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from speq.decoding.acceptance import DRAFT_BELIEFS, Acceptance
 from speq.decoding.costs import Average, PassCosts
 from speq.decoding.verify import Proposal, Verification
 from speq.limits import QUICK_ROWS
-from speq.runtime.batch import Level
 
 MOST_PROPOSED = QUICK_ROWS - 1  # the longest proposal whose verify pass costs little more than one token
 
@@ -84,7 +83,7 @@ class Policy:
         self._length = length
         self._may_pause = may_pause
         self._draft = Acceptance(DRAFT_BELIEFS)  # of what the draft level proposes
-        self._first: Mapping[Level, Acceptance] = {"draft": Acceptance(), "exact": Acceptance()}  # of a first stage
+        self._first = Acceptance()  # of a first stage, at either level
         self._experiences: dict[int, _Experience] = {}
         self._situation = Situation()
         self._now = self._among(1)
@@ -100,6 +99,8 @@ class Policy:
             if now.pause_left:
                 now.pause_left -= 1
                 self._pauses = True
+                if not now.pause_left:  # things may have changed meanwhile
+                    situation.costs.doubt("draft")
             elif now.since_plain >= now.gap:
                 now.gap = min(2 * now.gap, _LONGEST_GAP)
                 self._is_plain = True
@@ -121,7 +122,7 @@ class Policy:
         value = self._survival(confidences) * self._draft.mean - self._rate() * self._next_row(len(confidences) + 1)
         costs, drafting = self._situation.costs, self._situation.drafting
         best, most, right = 0, 0.0, 0.0
-        for count, reached in enumerate(self._first["draft"].reached(proposal), 1):
+        for count, reached in enumerate(self._first.reached(proposal), 1):
             right += reached
             added = costs.of("draft", drafting * (count + 1)) - costs.of("draft", drafting)
             if (gain := value * right - self._rate() * added / drafting) > most:
@@ -134,7 +135,7 @@ class Policy:
         Args:
             or_draft: whether a draft is possible instead; ``None`` chooses that.
         """
-        reached = self._first["exact"].reached(proposal)
+        reached = self._first.reached(proposal)
         best, most, right = 0, 1 / self._exact(1), 1.0
         for count, each in enumerate(reached, 1):
             right += each
@@ -144,10 +145,10 @@ class Policy:
             return best
         return best if best and most > max(self._drafting_rate(), self._promise(proposal)) else None
 
-    def learn(self, level: Level, proposal: Proposal, checked: Verification) -> None:
-        """Hear how a first stage's proposal fared at a level."""
+    def learn(self, proposal: Proposal, checked: Verification) -> None:
+        """Hear how a first stage's proposal fared, at whatever level."""
         self._was_told = True
-        self._first[level].observe_tree(proposal, checked)
+        self._first.observe_tree(proposal, checked)
 
     def observe(self, confidences: Sequence[float], right: int, passes: int, rows: int, cost: float) -> None:
         """Learn from the round that was planned last.
@@ -221,7 +222,7 @@ class Policy:
         """The rate of a round with one draft pass over a beginning of the proposal."""
         costs, load, mean = self._situation.costs, self._situation.load, self._draft.mean
         drafted, most = 1.0, 0.0
-        for count, reached in enumerate([0.0, *self._first["draft"].reached(proposal)]):
+        for count, reached in enumerate([0.0, *self._first.reached(proposal)]):
             drafted += reached
             cost = costs.of("draft", load * (count + 1)) / load + self._exact(drafted + 1)
             most = max(most, (1 + mean * drafted) / cost)

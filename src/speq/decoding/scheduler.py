@@ -106,14 +106,15 @@ class Scheduler:
         output = self._engine.run(Batch([self._span(sequence) for sequence in chosen], level))
         seconds = self._clock() - started
         rows = [len(sequence.ask.tokens) for sequence in chosen if sequence.ask]
-        self._costs.observe(level, sum(rows), seconds)
+        of_prompts = any(sequence.in_prefill for sequence in chosen)
+        self._costs.observe(level, sum(rows), seconds, of_prompts=of_prompts)
         chunks = []
         for index, (sequence, share) in enumerate(zip(chosen, self._shares(level, rows), strict=True)):
             sequence.situation.load = load
             if level == "draft":
                 sequence.situation.drafting = len(chosen)
             sequence.chunk = self._prefill_chunk()
-            cost = share * self._costs.of(level, sum(rows))
+            cost = share * self._costs.took(level, sum(rows), seconds)
             passed = Pass(level, rows[index], sequence.kv.length - rows[index], share * seconds, cost, len(chosen))
             chunks.append(self._advance(sequence, output, index, passed))
         elapsed = self._clock() - started
