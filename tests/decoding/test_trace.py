@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speq.decoding import NoDrafter, Policy, Request, SelfDrafter, generate_tokens
+from speq.decoding import (
+    Cascade,
+    NgramDrafter,
+    NoDrafter,
+    Policy,
+    Request,
+    SelfDrafter,
+    SuccessorTable,
+    generate_tokens,
+)
 from speq.decoding.trace import Trace, check_writable, write_trace
 from speq.errors import SpeqError
 from speq.runtime.sampling import Sampling
@@ -83,6 +92,48 @@ def test_a_plain_step_is_a_round_without_a_draft(mock_engine):
         {"draft": [], "drafted": 0, "verify": 1, "accepted": 0, "context": 6},
         {"draft": [], "drafted": 0, "verify": 1, "accepted": 0, "context": 7},
     ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(noise=st.sampled_from([0.0, 0.7, 3.0]), length=st.integers(1, 16), nodes=st.integers(1, 6))
+def test_a_pass_tells_how_far_its_proposal_was_tested_and_right(mock_engine, noise, length, nodes):
+    """Also of a first stage's proposals, of which those beyond the end of a round are right all the same."""
+    told, rounds = [], []
+
+    class Noting(NgramDrafter):
+        def learn(self, context, proposal, checked, drawn):
+            depth, children = 0, set(enumerate(proposal.parents or range(-1, len(proposal.tokens) - 1)))
+            at = -1
+            while found := [i for i, parent in children if parent == at and proposal.tokens[i] == drawn[at + 1].token]:
+                at, depth = found[0], depth + 1
+            told.append((depth + any(parent == at for _, parent in children), depth))
+            super().learn(context, proposal, checked, drawn)
+
+    drafter = Cascade(Noting(SuccessorTable(), nodes), nodes)
+    request = Request(PROMPT, Sampling(), drafter, Policy(length), max_new_tokens=90, on_round=rounds.append)
+    for _ in generate_tokens(mock_engine(noise=noise), request):
+        pass
+    assert [(passed.tested, passed.accepted) for each in rounds for passed in each.passes] == told
+    assert [each.verify.accepted for each in rounds] == [each.accepted for each in rounds]
+    assert [each.verify.tested for each in rounds] == [min(each.accepted + 1, each.proposed) for each in rounds]
+
+
+def test_the_seconds_of_a_drafter_itself_are_those_beside_its_passes(mock_engine):
+    engine, rounds = mock_engine(draft_cost=0.3), []
+
+    class Slow(SelfDrafter):
+        def propose(self, context):
+            engine.now += 5
+            return (yield from super().propose(context))
+
+        def learn(self, context, proposal, checked, drawn):
+            engine.now += 2
+
+    request = Request(PROMPT, Sampling(), Slow(), Policy(2), max_new_tokens=30, on_round=rounds.append)
+    for _ in generate_tokens(engine, request, clock=engine.clock):
+        pass
+    assert [each.own_seconds for each in rounds] == pytest.approx([7.0] * len(rounds))
+    assert rounds[0].passes[0].seconds == pytest.approx(0.3)
 
 
 def test_a_file_has_a_header_and_a_line_per_step(tmp_path):

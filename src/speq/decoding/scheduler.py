@@ -57,7 +57,7 @@ class Scheduler:
             SpeqError: the prompt is empty, does not fit the context, or holds an id outside the vocabulary.
         """
         request.check(self._engine.vocab_size, self._engine.limits.context)
-        return Sequence(request, self._engine.kv, self._engine.limits.context)
+        return Sequence(request, self._engine.kv, self._engine.limits.context, self._clock)
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence on. It begins when fewer sequences run than there is room for in the cache; one that was

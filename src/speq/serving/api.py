@@ -18,7 +18,7 @@ from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter
 from speq.decoding.ngram import NgramDrafter
 from speq.decoding.policy import Policy
 from speq.decoding.scheduler import Scheduler
-from speq.decoding.sequence import Progress, Request
+from speq.decoding.sequence import Progress, Request, Round
 from speq.decoding.sequence import Sequence as Running
 from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
@@ -46,6 +46,8 @@ Draft: TypeAlias = DraftName | Callable[[], Drafter]
 
 Setting: TypeAlias = tuple[str, int | None]
 """The draft and its length, as the caller chose them."""
+
+OnRound: TypeAlias = Callable[[Round], None]
 
 _FIRST_STAGE_NODES = 3  # rows beside the first that a draft pass takes at little cost
 
@@ -218,6 +220,7 @@ class Model:
         ignore_ends: bool = False,
         record: bool = False,
         progress: Progress | None = None,
+        on_round: OnRound | None = None,
     ) -> Stream:
         """Generate piece by piece. Neither ``draft`` nor ``draft_length`` changes a token, only the speed.
 
@@ -237,6 +240,7 @@ class Model:
             ignore_ends: go on after the model's end tokens.
             record: keep the kinds and sizes of all passes in ``steps`` of the stream.
             progress: called with ("prefill", tokens done, tokens in all) during a long prefill.
+            on_round: called with each round when it is over: its passes, what was proposed and accepted, the seconds.
 
         Raises:
             SpeqError: an option is out of range, or the prompt is empty or too long (when the iteration begins), or
@@ -261,7 +265,7 @@ class Model:
             Statistics(seed=seeded.seed),
             progress,
             trace.on_prefill if trace else None,
-            trace.on_round if trace else None,
+            _both(trace.on_round, on_round) if trace else on_round,
         )
         feed = Feed(self, request, (draft, draft_length) if isinstance(draft, str) else None)
         pieces = stream_pieces(
@@ -399,6 +403,17 @@ def load(
         ends=ends,
         notes=converted.notes,
     )
+
+
+def _both(first: OnRound, second: OnRound | None) -> OnRound:
+    """Tells two listeners of a round."""
+
+    def tell(happened: Round) -> None:
+        first(happened)
+        if second:
+            second(happened)
+
+    return tell
 
 
 def _name(draft: Callable[[], Drafter]) -> str:
