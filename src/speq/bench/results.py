@@ -119,6 +119,30 @@ SHAPES: Mapping[str, Shape] = {
             count="differing",
         ),
     ),
+    "spec": Shape(
+        ("draft", "category"),
+        None,
+        _units(
+            count="prompts tokens differing",
+            rate="plain_rate rate",
+            ratio="speed_up interval_low interval_high least acceptance_rate",
+            tokens="tokens_per_round",
+        ),
+    ),
+    "spec_prompts": Shape(
+        ("draft", "category", "prompt"),
+        "new_tokens",
+        _units(rate="plain_rate rate", ratio="speed_up acceptance_rate", tokens="tokens_per_round", count="differing"),
+    ),
+    "spec_stages": Shape(
+        ("draft", "category", "level"),
+        None,
+        _units(count="passes proposed accepted", ratio="acceptance_rate", tokens="tokens_per_pass"),
+    ),
+    "spec_positions": Shape(
+        ("draft", "category", "level"), "position", _units(count="tested accepted", ratio="acceptance_rate")
+    ),
+    "spec_time": Shape(("draft", "category", "part"), None, _units(s="seconds", ratio="share")),
     "prefill": Shape(
         (),
         "tokens",

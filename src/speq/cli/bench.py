@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from speq.bench.peers import DEFAULT, ENGINES
+from speq.bench.settings import Setting, parse_setting
 from speq.cli.options import threads_option
+from speq.drafts import DRAFTS
+from speq.errors import SpeqError
 from speq.limits import LONGEST_DRAFT
 from speq.terminal.output import ProgressBars, note
 
@@ -37,6 +40,18 @@ _prompts = click.option(
     type=click.Path(path_type=Path),
     help="JSON lines with id, category and turns, or a directory of them.  [default: a few that come with speq]",
 )
+_prompt_files = click.option(
+    "--prompts",
+    "prompt_paths",
+    metavar="FILE|DIR",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="JSON lines with id, category and turns, or a directory of them; may be given several times.  "
+    "[default: a few that come with speq]",
+)
+_new_tokens = click.option(
+    "--new-tokens", metavar="N", type=click.IntRange(2), default=128, show_default=True, help="Per answer."
+)
 _count = click.option("--count", metavar="N", type=click.IntRange(1), help="Prompts, spread evenly over each file.")
 _rounds = click.option(
     "--rounds",
@@ -46,6 +61,14 @@ _rounds = click.option(
     show_default=True,
     help="Repetitions, of which medians.",
 )
+
+
+def _settings(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[Setting]:
+    """The settings of these names, each once."""
+    try:
+        return [parse_setting(value) for value in dict.fromkeys(values)]
+    except SpeqError as error:
+        raise click.BadParameter(str(error), context, option) from None
 
 
 def _timing(command: Callable[..., None]) -> Callable[..., None]:
@@ -77,7 +100,7 @@ def passes(**options: Any) -> None:
 @_model
 @_prompts
 @_count
-@click.option("--new-tokens", metavar="N", type=click.IntRange(2), default=128, show_default=True, help="Per answer.")
+@_new_tokens
 @click.option("--draft", type=click.Choice(["auto", "self"]), default="auto", show_default=True)
 @click.option(
     "--draft-length",
@@ -148,6 +171,82 @@ def peers(
     _finish(report, json_path, csv_path)
 
 
+@bench.command(short_help="Compare draft settings with plain decoding, prompt by prompt.")
+@_model
+@_prompt_files
+@_count
+@click.option(
+    "--draft",
+    "settings",
+    metavar="NAME[:K]",
+    multiple=True,
+    default=("auto",),
+    callback=_settings,
+    help=f"A draft ({', '.join(DRAFTS)}), with K tokens each round if given; may be given several times.  "
+    "[default: auto]",
+)
+@_new_tokens
+@click.option("--temperature", metavar="T", type=click.FloatRange(0), default=0.0, help="0, the default, is greedy.")
+@click.option("--top-p", metavar="P", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="For sampling.")
+@click.option("--seed", metavar="S", type=click.IntRange(0, 2**64 - 1), default=1, show_default=True, help="Of draws.")
+@click.option(
+    "--rounds",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Measure everything so many times, each time with nothing learnt; medians of them.",
+)
+@click.option("--html", "html_path", metavar="FILE", type=click.Path(path_type=Path), help="Write a page with plots.")
+@threads_option
+@_json
+@_csv
+def spec(
+    model: str,
+    prompt_paths: tuple[Path, ...],
+    count: int | None,
+    settings: list[Setting],
+    temperature: float,
+    top_p: float,
+    seed: int,
+    html_path: Path | None,
+    json_path: Path | None,
+    csv_path: Path | None,
+    **options: Any,
+) -> int:
+    """How much faster drafts are, and why: acceptance by stage and position, where the time goes, and whether all token
+    ids are those of plain decoding. Exit code 1 if any differs.
+
+    Ctrl-C ends the measurement with the figures so far.
+    """
+    from speq.bench.spec_report import choose_prompts, spec_report
+    from speq.runtime.sampling import Sampling
+
+    _check_writable(json_path, csv_path, html_path)
+    if html_path:
+        from speq.bench.pages import spec_page
+        from speq.bench.plots import require_matplotlib
+
+        require_matplotlib()
+    chosen = choose_prompts(prompt_paths, count)
+    sampling = Sampling(temperature, top_p=top_p, seed=seed if temperature else None)
+    path = _resolve(model)
+    with ProgressBars() as progress:
+
+        def say(line: str) -> None:
+            progress.close()
+            note(line)
+
+        outcome = spec_report(model, path, chosen, settings, sampling=sampling, progress=progress, say=say, **options)
+    _finish(outcome.report, json_path, csv_path)
+    if html_path:
+        from speq.checkpoint.storage import replace_file, writing_to
+
+        with writing_to(html_path):
+            replace_file(html_path, spec_page(outcome.report.to_dict()).encode())
+    return 1 if outcome.differing else 0 if outcome.complete else 130
+
+
 @bench.command(short_help="Draw what was measured.")
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Where the plots go.")
@@ -171,11 +270,11 @@ def _time(
     _finish(measure(model, _resolve(model), say=_say, **options), json_path, csv_path)
 
 
-def _check_writable(json_path: Path | None, csv_path: Path | None) -> None:
+def _check_writable(*paths: Path | None) -> None:
     from speq.bench.report import check_writable
 
-    check_writable(json_path)
-    check_writable(csv_path)
+    for path in paths:
+        check_writable(path)
 
 
 def _resolve(model: str) -> Path:
