@@ -143,6 +143,16 @@ SHAPES: Mapping[str, Shape] = {
         ("draft", "category", "level"), "position", _units(count="tested accepted", ratio="acceptance_rate")
     ),
     "spec_time": Shape(("draft", "category", "part"), None, _units(s="seconds", ratio="share")),
+    "replay": Shape(
+        ("policy", "category"),
+        None,
+        _units(
+            count="texts",
+            tokens="tokens tokens_per_round",
+            rate="rate measured_rate",
+            ratio="speed_up clairvoyant_ratio fixed_ratio",
+        ),
+    ),
     "prefill": Shape(
         (),
         "tokens",

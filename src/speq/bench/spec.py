@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -159,7 +159,7 @@ def measure(
         questions: what is measured, each once in a round.
         warm_up: other prompts.
         new_tokens: at most, of each answer.
-        sampling: with a seed unless greedy, to which the number of the prompt is added.
+        sampling: with a seed unless greedy.
     """
     everybody = {"": PLAIN, **{str(setting): setting for setting in settings}}
     for number in range(rounds):
@@ -168,12 +168,11 @@ def measure(
             for name, setting in everybody.items():
                 _course(own[name], prompt, setting, min(new_tokens, WARM_UP_TOKENS), sampling)
         for at, question in enumerate(questions):
-            seeded = sampling if sampling.seed is None else replace(sampling, seed=(sampling.seed + at) % 2**64)
             courses: dict[str, Course] = {}
             names = list(everybody)
             first = (at + number) % len(names)
             for name in names[first:] + names[:first]:
-                courses[name] = _course(own[name], question.prompt, everybody[name], new_tokens, seeded)
+                courses[name] = _course(own[name], question.prompt, everybody[name], new_tokens, sampling)
             yield [Run(name, question, courses[""], courses[name]) for name in everybody if name]
 
 

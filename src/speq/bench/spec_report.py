@@ -131,14 +131,7 @@ def spec_report(
     try:
         progress("warming up", 0, total)
         for several in measure(
-            lambda: Model(
-                loaded.engine.engine,
-                loaded.tokenizer,
-                name=loaded.name,
-                format=loaded.format,
-                threads=loaded.threads,
-                ends=loaded.ends,
-            ),
+            fresh_models(loaded),
             chosen.questions,
             chosen.warm_up,
             settings,
@@ -168,6 +161,22 @@ def spec_report(
     else:
         report.notes.append(f"all {compared} token ids are those of plain decoding")
     return Outcome(report, complete, differing)
+
+
+def fresh_models(loaded: Model) -> Callable[[], Model]:
+    """Makes models on the engine of another one that have learnt nothing; one of them at a time may generate."""
+
+    def make() -> Model:
+        return Model(
+            loaded.engine.engine,
+            loaded.tokenizer,
+            name=loaded.name,
+            format=loaded.format,
+            threads=loaded.threads,
+            ends=loaded.ends,
+        )
+
+    return make
 
 
 def _line(runs: Sequence[Run]) -> str:

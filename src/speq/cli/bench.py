@@ -11,7 +11,7 @@ import click
 
 from speq.bench.peers import DEFAULT, ENGINES
 from speq.bench.settings import Setting, parse_setting
-from speq.cli.options import threads_option
+from speq.cli.options import Command, threads_option
 from speq.drafts import DRAFTS
 from speq.errors import SpeqError
 from speq.limits import LONGEST_DRAFT
@@ -69,6 +69,28 @@ def _settings(context: click.Context, option: click.Parameter, values: tuple[str
         return [parse_setting(value) for value in dict.fromkeys(values)]
     except SpeqError as error:
         raise click.BadParameter(str(error), context, option) from None
+
+
+_SAMPLING = (
+    click.option(
+        "--temperature", metavar="T", type=click.FloatRange(0), default=0.0, help="0, the default, is greedy."
+    ),
+    click.option(
+        "--top-p",
+        metavar="P",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=1.0,
+        help="At temperatures above 0.",
+    ),
+    click.option("--seed", metavar="S", type=click.IntRange(0, 2**64 - 1), default=1, help="The same, 1 by default."),
+)
+
+
+def _sampled(command: Command) -> Command:
+    """Add how tokens are drawn."""
+    for option in reversed(_SAMPLING):
+        command = option(command)
+    return command
 
 
 def _timing(command: Callable[..., None]) -> Callable[..., None]:
@@ -186,9 +208,7 @@ def peers(
     "[default: auto]",
 )
 @_new_tokens
-@click.option("--temperature", metavar="T", type=click.FloatRange(0), default=0.0, help="0, the default, is greedy.")
-@click.option("--top-p", metavar="P", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="For sampling.")
-@click.option("--seed", metavar="S", type=click.IntRange(0, 2**64 - 1), default=1, show_default=True, help="Of draws.")
+@_sampled
 @click.option(
     "--rounds",
     metavar="N",
@@ -245,6 +265,91 @@ def spec(
         with writing_to(html_path):
             replace_file(html_path, spec_page(outcome.report.to_dict()).encode())
     return 1 if outcome.differing else 0 if outcome.complete else 130
+
+
+@bench.command(short_help="Record prompts for replays.")
+@_model
+@click.argument("out", type=click.Path(path_type=Path))
+@_prompt_files
+@_count
+@click.option(
+    "--draft",
+    "settings",
+    metavar="NAME[:K]",
+    multiple=True,
+    default=("auto",),
+    callback=_settings,
+    help="Also generate with this draft, so that its replay has something to be compared with; may be given several "
+    "times.  [default: auto]",
+)
+@_new_tokens
+@_sampled
+@_rounds
+@threads_option
+def record(
+    model: str,
+    out: Path,
+    prompt_paths: tuple[Path, ...],
+    count: int | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    **options: Any,
+) -> int:
+    """Write to the file OUT what every way of drafting the answers would meet, and what passes cost on this machine.
+
+    It holds the token ids of prompts and answers. Ctrl-C keeps the prompts so far.
+    """
+    from speq.bench.replay_report import record as record_prompts
+    from speq.bench.spec_report import choose_prompts
+    from speq.runtime.sampling import Sampling
+
+    _check_writable(out)
+    chosen = choose_prompts(prompt_paths, count)
+    sampling = Sampling(temperature, top_p=top_p, seed=seed if temperature else None)
+    path = _resolve(model)
+    with ProgressBars() as progress:
+
+        def say(line: str) -> None:
+            progress.close()
+            note(line)
+
+        recorded = record_prompts(model, path, out, chosen, sampling=sampling, progress=progress, say=say, **options)
+    for line in chosen.notes:
+        note(line)
+    click.echo(f"{out}: {recorded.texts} of {recorded.wanted} prompts")
+    if recorded.differing:
+        click.echo(f"{recorded.differing} token ids differ from plain decoding: this is a bug, please report it")
+        return 1
+    return 0 if recorded.complete else 130
+
+
+@bench.command(short_help="Try policies on recorded prompts.")
+@click.argument("recordings", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--policy",
+    "settings",
+    metavar="NAME[:K]",
+    multiple=True,
+    callback=_settings,
+    help=f"A draft ({', '.join(DRAFTS)}), with K tokens each round if given; may be given several times.  "
+    "[default: all, and fixed lengths of those that have one]",
+)
+@_json
+@_csv
+def replay(
+    recordings: tuple[Path, ...], settings: list[Setting], json_path: Path | None, csv_path: Path | None
+) -> None:
+    """Draft recorded texts anew under other policies on a virtual clock, beside the clairvoyant optimum.
+
+    RECORDINGS are files of `speq bench record`. No model is needed.
+    """
+    from speq.bench.replay_report import replay_report, usual_policies
+
+    _check_writable(json_path, csv_path)
+    with ProgressBars() as progress:
+        report = replay_report(recordings, settings or usual_policies(), progress=progress)
+    _finish(report, json_path, csv_path)
 
 
 @bench.command(short_help="Draw what was measured.")

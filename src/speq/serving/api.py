@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -164,6 +165,7 @@ class Model:
         name, format, threads: reported in results.
         ends: token ids that end a text.
         notes: what the conversion changed or kept that the user should know.
+        clock: seconds, by which passes are timed.
     """
 
     def __init__(
@@ -176,13 +178,14 @@ class Model:
         threads: int = 1,
         ends: frozenset[int] = frozenset(),
         notes: Sequence[str] = (),
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.tokenizer = tokenizer
         self.name, self.format, self.threads = name, format, threads
         self.ends, self.notes = ends, list(notes)
         self._turns = Turns(f"the model {name}".rstrip())
         self.engine = SingleSequence(engine, self._turns)
-        self._engine, self._scheduler = engine, Scheduler(engine)
+        self._engine, self._scheduler = engine, Scheduler(engine, clock)
         self._table = SuccessorTable()  # of all texts of this model, in this process
         self._dropped: deque[Feed] = deque()  # those that nobody waits for any more
         self._policies: dict[Setting, Policy] = {}  # of earlier generations, with what they measured
