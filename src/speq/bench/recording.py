@@ -296,7 +296,7 @@ def read_recording(path: Path) -> Recording:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise SpeqError(f"cannot read the recording {path}: {(reason or str(error)).lower()}") from None
-    header = _parsed(path, 1, lines[0] if lines else "")
+    header = _parsed(path, 1, lines[0] if lines else "{}")
     if "speq_trace" in header:
         raise SpeqError(
             f"{path} is a trace of passes, which does not say what another policy would have met: record the prompts "
