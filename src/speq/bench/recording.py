@@ -306,9 +306,7 @@ def read_recording(path: Path) -> Recording:
     if version is None:
         raise SpeqError(f"{path} is not a recording: make one with `speq bench record`")
     if version != VERSION or isinstance(version, bool):
-        raise SpeqError(
-            f"{path} is a recording of version {version!r}; this speq reads version {VERSION}: record again"
-        )
+        raise SpeqError(f"{path} is a recording of version {version!r}; this speq reads {VERSION}: record it again")
     number = 1
     try:
         recording = Recording(

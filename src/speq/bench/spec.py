@@ -376,7 +376,9 @@ def time_rows(runs: Sequence[Run]) -> list[TimeRow]:
         parts = {"drafters": sum(happened.own_seconds for run in own for happened in run.course.rounds)}
         parts |= {f"{level} passes": each.seconds for level, each in checks.items()}
         parts["verify passes"] = exact.seconds
-        parts["rest"] = max(whole - sum(parts.values()), 0.0)
+        # What a drafter does before its first pass falls into the prefill, so the parts may be more than the whole.
+        whole = max(whole, sum(parts.values()))
+        parts["rest"] = whole - sum(parts.values())
         rows += [TimeRow(setting, group, part, seconds, seconds / whole) for part, seconds in parts.items()]
     return rows
 
