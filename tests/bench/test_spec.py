@@ -296,6 +296,19 @@ def test_errors_are_one_line(speq_run, tiny_converted, tmp_path, arguments, code
     assert said in err
 
 
+@pytest.mark.parametrize("command", ["spec", "record"])
+def test_a_prompt_without_room_is_found_before_anything_is_measured(
+    capsys, slow_memory, tiny_converted, tmp_path, command
+):
+    file = write_prompts(tmp_path / "long.jsonl", "short", "long" * 80)
+    out = [str(tmp_path / "a.rec")] if command == "record" else []
+    assert run(["bench", command, str(tiny_converted), *out, "--prompts", str(file), "--threads", "1"]) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert "the prompt long/1 has 3" in told.err
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_a_page_needs_its_library_before_anything_is_measured(speq_run, tiny_converted, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     code, out, err = speq_run(tiny_converted, "--html", tmp_path / "s.html")

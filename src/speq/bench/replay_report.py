@@ -22,7 +22,7 @@ from speq.bench.replay import Costs, Replayed, replay
 from speq.bench.report import Column, Report, Table, describe_model
 from speq.bench.settings import Setting
 from speq.bench.spec import ALL
-from speq.bench.spec_report import Chosen, fresh_models
+from speq.bench.spec_report import Chosen, check_prompts, fresh_models
 from speq.checkpoint.storage import Progress
 from speq.checkpoint.store import load_converted
 from speq.drafts import DRAFTS
@@ -70,13 +70,11 @@ def record(
     """
     converted = load_converted(path, verify=False)
     loaded = load(path, threads=threads, progress=progress)
-    if loaded.tokenizer is None:
-        raise SpeqError(f"{name} has no tokenizer, and prompts are text: give a model that has one")
+    longest = check_prompts(loaded, chosen)
     machine = describe_machine(threads)
     engine = loaded.engine.engine
     recorder = Recorder(fresh_models(loaded), engine, new_tokens, sampling)
-    lengths = [len(loaded.encode(question.prompt.text)) + new_tokens for question in chosen.questions]
-    longest = min(max(lengths), engine.limits.context)
+    longest = min(longest + new_tokens, engine.limits.context)
     say("passes")
     costs = [measure_costs(engine, longest, -(-rounds // 2))]
     wanted, done = len(chosen.questions), 0

@@ -110,8 +110,7 @@ def spec_report(
     """
     converted = load_converted(path, verify=False)
     loaded = load(path, threads=threads, progress=progress)
-    if loaded.tokenizer is None:
-        raise SpeqError(f"{name} has no tokenizer, and prompts are text: give a model that has one")
+    check_prompts(loaded, chosen)
     report = Report(
         "spec",
         describe_model(name, converted),
@@ -177,6 +176,25 @@ def fresh_models(loaded: Model) -> Callable[[], Model]:
         )
 
     return make
+
+
+def check_prompts(loaded: Model, chosen: Chosen) -> int:
+    """The tokens of the longest prompt of all.
+
+    Raises:
+        SpeqError: the model has no tokenizer or chat template, or a prompt leaves no room in its context.
+    """
+    if loaded.tokenizer is None:
+        raise SpeqError(f"{loaded.name} has no tokenizer, and prompts are text: give a model that has one")
+    context, longest = loaded.engine.context_length, 0
+    for prompt in [*chosen.warm_up, *(question.prompt for question in chosen.questions)]:
+        tokens = len(loaded.encode(prompt.text))
+        if tokens >= context:
+            raise SpeqError(
+                f"the prompt {prompt.id} has {tokens} tokens and the model's context {context}: leave it out"
+            )
+        longest = max(longest, tokens)
+    return longest
 
 
 def _line(runs: Sequence[Run]) -> str:
