@@ -54,8 +54,8 @@ def recorded(mock_engine, noise, sampling=GREEDY, prompts=((3, 1, 4), (1, 5)), e
     costs += [Cost("exact", rows, 64, seconds) for rows, seconds in enumerate(STEPPED, 1)]
     costs.append(Cost("exact", 64, 64, STEPPED[-1]))
     made = {"date": "d", "machine": {"processor": "P", "threads": 1}, "model": {"name": "m"}, "settings": {}}
-    limits = {"vocab_size": engine.vocab_size, "context": engine.limits.context, "new_tokens": NEW, "overhead": 0.0}
-    return Recording(**made, **limits, sampling=sampling, ends=ends, costs=costs, texts=texts)
+    sizes = {"vocab_size": engine.vocab_size, "limits": engine.limits, "new_tokens": NEW, "overhead": 0.0}
+    return Recording(**made, **sizes, sampling=sampling, ends=ends, costs=costs, texts=texts)
 
 
 def happened(mock_engine, noise, recording, setting):
@@ -175,7 +175,7 @@ def test_the_clairvoyant_is_the_best_of_all_courses(data, length):
     rising = np.cumsum(steps) + 0.3
     costs = [Cost("exact", n, 4, float(rising[n + 3])) for n in range(1, 9)]
     costs += [Cost("draft", n, 4, float(rising[n - 1])) for n in range(1, 5)]
-    fields = dict.fromkeys(("date", "machine", "model", "settings", "vocab_size", "context", "new_tokens"))
+    fields = dict.fromkeys(("date", "machine", "model", "settings", "vocab_size", "limits", "new_tokens"))
     recording = Recording(**fields, sampling=GREEDY, ends=frozenset(), overhead=0.1, costs=costs, texts=[text])
     table = Costs(recording)
     assert fastest(text, possible, table) == pytest.approx(brute_force(text, possible, table, 3))
@@ -241,7 +241,7 @@ def test_recordings_come_back_from_a_file(mock_engine, tmp_path):
     write_recording(recording, tmp_path / "a.rec")
     assert [path.name for path in tmp_path.iterdir()] == ["a.rec"]
     found = read_recording(tmp_path / "a.rec")
-    for name in ("machine", "sampling", "ends", "context", "overhead", "costs"):
+    for name in ("machine", "sampling", "ends", "limits", "overhead", "costs"):
         assert getattr(found, name) == getattr(recording, name)
     for one, other in zip(found.texts, recording.texts, strict=True):
         assert (one.id, one.groups, one.tokens, one.measured) == (other.id, other.groups, other.tokens, other.measured)
@@ -265,6 +265,7 @@ def test_recordings_come_back_from_a_file(mock_engine, tmp_path):
         (lambda lines: lines[:1], "holds no texts"),
         (lambda lines: [{**lines[0], "costs": lines[0]["costs"][:2]}, *lines[1:]], "costs of both levels"),
         (lambda lines: [{**lines[0], "overhead": float("inf")}, *lines[1:]], "are no seconds"),
+        (lambda lines: [{**lines[0], "limits": {"context": 9}}, *lines[1:]], "line 1: no line of a recording"),
         (lambda lines: [{k: v for k, v in lines[0].items() if k != "ends"}, *lines[1:]], "'ends' is missing"),
         (lambda lines: [lines[0], {**lines[1], "answer": lines[1]["answer"][1:]}], "line 2"),
         (lambda lines: [lines[0], {**lines[1], "answer": []}], "there is no prompt, no answer"),
@@ -340,6 +341,28 @@ def test_an_interrupted_recording_keeps_its_texts(
     assert capsys.readouterr().out == f"{out}: 2 of 3 prompts\n"
     assert [text.id for text in read_recording(out).texts][2:] == ["p/0", "p/1"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl", "tiny.rec"]
+
+
+def test_a_draft_that_needs_more_than_is_recorded_is_left_out_unless_it_is_asked_for(
+    mock_engine, tmp_path, capsys, monkeypatch
+):
+    from speq.decoding.drafters import Ask, Drafter
+
+    class Tapping(Drafter):
+        def propose(self, context):
+            yield Ask([context.last], "draft")
+            raise SpeqError("a recording holds no hidden states")
+
+    usual = Model._drafter
+    monkeypatch.setattr(Model, "_drafter", lambda self, draft: Tapping() if draft == "ngram" else usual(self, draft))
+    write_recording(recorded(mock_engine, 1.0), tmp_path / "a.rec")
+    assert run(["bench", "replay", str(tmp_path / "a.rec"), "--json", str(tmp_path / "a.json")]) == 0
+    assert "note: left out ngram: a recording holds no hidden states" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "a.json").read_text())["results"]["replay"]
+    assert "cascade" in {row["policy"] for row in rows}
+    assert not any(row["policy"].startswith("ngram") for row in rows)
+    assert run(["bench", "replay", str(tmp_path / "a.rec"), "--policy", "ngram"]) == 1
+    assert "holds no hidden states" in capsys.readouterr().err
 
 
 def test_recordings_of_different_models_do_not_mix(mock_engine, tmp_path, capsys):

@@ -8,7 +8,7 @@ is known. Costs are those of passes on the machine that recorded, by level, rows
 
 A recording is JSON lines. The first is the header; every other one is a text::
 
-    {"speq_recording": 1, "date", "machine", "model", "settings", "sampling", "ends", "vocab_size", "context",
+    {"speq_recording": 1, "date", "machine", "model", "settings", "sampling", "ends", "vocab_size", "limits",
      "new_tokens", "overhead": seconds, "costs": [[level, rows, context, seconds], ...]}
     {"id", "groups", "warm_up", "prompt": ids, "answer": ids, "draft": draws, "exact": draws,
      "strays": [[place, draws], ...], "measured": {setting: [tokens, seconds]}}
@@ -34,7 +34,7 @@ from speq.bench.spec import WARM_UP_TOKENS, Question, Run, measure
 from speq.checkpoint.storage import replace_file, writing_to
 from speq.errors import SpeqError
 from speq.limits import LONGEST_DRAFT, MOST_LIKELY
-from speq.runtime.batch import Batch, Engine, Level, Span
+from speq.runtime.batch import Batch, Engine, Level, Limits, Span
 from speq.runtime.kv import KVHandle
 from speq.runtime.sampling import Choice, Sampling
 from speq.serving.api import Model
@@ -92,7 +92,7 @@ class Recording:
     Attributes:
         machine, model, settings: as reports have them.
         ends: tokens that end a text.
-        context: most tokens of a text.
+        limits: of the engine.
         new_tokens: that were asked for.
         overhead: seconds beside the passes, for each of them.
     """
@@ -104,7 +104,7 @@ class Recording:
     sampling: Sampling
     ends: frozenset[int]
     vocab_size: int
-    context: int
+    limits: Limits
     new_tokens: int
     overhead: float
     costs: Sequence[Cost]
@@ -261,7 +261,8 @@ def write_recording(recording: Recording, path: Path) -> None:
         **{key: getattr(recording, key) for key in ("date", "machine", "model", "settings")},
         "sampling": asdict(recording.sampling),
         "ends": sorted(recording.ends),
-        **{key: getattr(recording, key) for key in ("vocab_size", "context", "new_tokens", "overhead")},
+        "limits": recording.limits._asdict(),
+        **{key: getattr(recording, key) for key in ("vocab_size", "new_tokens", "overhead")},
         "costs": [[cost.level, cost.rows, cost.context, cost.seconds] for cost in recording.costs],
     }
     lines = [header, *map(_text_line, recording.texts)]
@@ -317,7 +318,7 @@ def read_recording(path: Path) -> Recording:
             Sampling(**header["sampling"]),
             frozenset(map(int, header["ends"])),
             _count(header["vocab_size"], 1),
-            _count(header["context"], 1),
+            Limits(**{str(key): _count(value, 1) for key, value in header["limits"].items()}),
             _count(header["new_tokens"], 1),
             _seconds(header["overhead"]),
             [Cost(str(level), _count(n, 1), _count(at), _seconds(s)) for level, n, at, s in header["costs"]],
@@ -340,7 +341,7 @@ def _read_text(recording: Recording, line: Mapping[str, Any]) -> RecordedText:
     draws = {level: [_draw(each) for each in line[level]] for level in ("draft", "exact")}
     strays = {_count(at): [_draw(each) for each in stray] for at, stray in line["strays"]}
     measured = {str(key): (_count(tokens), _seconds(s)) for key, (tokens, s) in line["measured"].items()}
-    if not prompt or not answer or len(prompt) + len(answer) > recording.context:
+    if not prompt or not answer or len(prompt) + len(answer) > recording.limits.context:
         raise ValueError("there is no prompt, no answer, or more than the context")
     if any(token >= recording.vocab_size for token in (*prompt, *answer)):
         raise ValueError("a token lies outside the vocabulary")

@@ -18,11 +18,15 @@ from speq.bench.recording import Cost, RecordedText, Recording
 from speq.bench.settings import Setting
 from speq.decoding.sequence import Round
 from speq.errors import SpeqError
-from speq.limits import BATCH_ROWS, QUICK_ROWS, TREE_ROWS
-from speq.runtime.batch import Batch, Level, Limits, Span
+from speq.runtime.batch import Batch, Level, Span
 from speq.runtime.kv import KVHandle, KVPool
 from speq.runtime.sampling import Choice
 from speq.serving.api import Model
+
+
+class Contradiction(SpeqError):
+    """A recording that cannot come from one model."""
+
 
 _UNKNOWN = {"draft": Choice(0, 0.5), "exact": Choice(-1, 0.0)}
 
@@ -90,8 +94,8 @@ class RecordedEngine:
 
     def __init__(self, recording: Recording) -> None:
         self.vocab_size = recording.vocab_size
-        self.limits = Limits(recording.context, min(BATCH_ROWS, recording.context), TREE_ROWS, QUICK_ROWS, 2)
-        self.kv = KVPool(1, 1, 1, context=recording.context, sequences=2)
+        self.limits = recording.limits._replace(sequences=2)
+        self.kv = KVPool(1, 1, 1, context=self.limits.context, sequences=2)
         self.costs = Costs(recording)
         self.now = 0.0
         self._text: RecordedText | None = None
@@ -215,7 +219,7 @@ def replay(recording: Recording, setting: Setting) -> list[Replayed]:
             on_round=rounds.append,
         )
         if result.token_ids != text.answer:
-            raise SpeqError(f"the recording of {text.id} contradicts itself: record it again")
+            raise Contradiction(f"the recording of {text.id} contradicts itself: record it again")
         if not text.warms_up:
             found.append(Replayed(text, len(text.answer) - 1, result.stats.decode_seconds, rounds))
     return found

@@ -18,7 +18,7 @@ from speq.bench.recording import (
     read_recording,
     write_recording,
 )
-from speq.bench.replay import Costs, Replayed, replay
+from speq.bench.replay import Contradiction, Costs, Replayed, replay
 from speq.bench.report import Column, Report, Table, describe_model
 from speq.bench.settings import Setting
 from speq.bench.spec import ALL
@@ -99,7 +99,7 @@ def record(
         sampling,
         loaded.ends,
         engine.vocab_size,
-        engine.limits.context,
+        engine.limits,
         new_tokens,
         recorder.overhead,
         mean_costs(costs),
@@ -143,6 +143,9 @@ class ReplayRow:
 def replay_report(paths: Sequence[Path], settings: Sequence[Setting], *, progress: Progress) -> Report:
     """Replay recordings under settings, with the clairvoyant optimum.
 
+    Args:
+        settings: none for the usual ones, of which those are left out that need more than is recorded.
+
     Raises:
         SpeqError: a recording cannot be read, or they are of different models, machines or samplings.
     """
@@ -151,27 +154,36 @@ def replay_report(paths: Sequence[Path], settings: Sequence[Setting], *, progres
     for path, other in zip(paths, recordings, strict=True):
         if (other.model, other.sampling, other.ends) != (first.model, first.sampling, first.ends):
             raise SpeqError(f"{path} and {paths[0]} are of different models or samplings: replay them one at a time")
-    found: dict[str, list[Replayed]] = {str(setting): [] for setting in settings}
+    wanted, notes = list(settings or usual_policies()), []
+    found: dict[str, list[Replayed]] = {str(setting): [] for setting in wanted}
     best: dict[str, list[Replayed]] = {CHAINS: [], CLAIRVOYANT: []}
     for number, recording in enumerate(recordings):
-        for at, setting in enumerate(settings):
-            progress("policies", number * len(settings) + at, len(settings) * len(recordings))
-            found[str(setting)] += replay(recording, setting)
+        for at, setting in enumerate(list(wanted)):
+            progress("policies", number * len(wanted) + at, len(wanted) * len(recordings))
+            try:
+                found[str(setting)] += replay(recording, setting)
+            except Contradiction:
+                raise
+            except SpeqError as error:
+                if settings:
+                    raise
+                wanted.remove(setting)
+                del found[str(setting)]
+                notes.append(f"left out {setting}: {error}")
         own = [text for text in recording.texts if not text.warms_up]
         replays = [each[-len(own) :] for each in found.values()]
         optima = optimum(recording.texts, replays, recording.sampling, Costs(recording))
         for text, each in zip(own, optima, strict=True):
             best[CHAINS].append(Replayed(text, len(text.answer) - 1, each.chains, ()))
             best[CLAIRVOYANT].append(Replayed(text, len(text.answer) - 1, each.whole, ()))
-    progress("policies", len(settings) * len(recordings), len(settings) * len(recordings))
-    rows = _rows({**found, **best}, settings)
+    rows = _rows({**found, **best}, wanted)
     report = Report(
         "replay",
         first.model,
         first.machine,
         {
             "recordings": [path.name for path in paths],
-            "policies": [str(setting) for setting in settings],
+            "policies": [str(setting) for setting in wanted],
             **{f"recorded_{key}": value for key, value in first.settings.items()},
             **{key: value for key, value in asdict(first.sampling).items() if first.sampling.temperature},
         },
@@ -190,7 +202,7 @@ def replay_report(paths: Sequence[Path], settings: Sequence[Setting], *, progres
     kept = [asdict(row) for row in rows]
     shown = [row for row in kept if row["category"] == ALL or row["policy"] in ("auto", CLAIRVOYANT)]
     report.tables = [Table("replay", "Replayed on a virtual clock", columns, kept, shown)]
-    report.notes += _verdicts(rows)
+    report.notes += notes + _verdicts(rows)
     report.notes.append("costs are those of the machine that recorded; drafters' own seconds are not among them")
     return report
 

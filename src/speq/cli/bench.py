@@ -344,11 +344,11 @@ def replay(
 
     RECORDINGS are files of `speq bench record`. No model is needed.
     """
-    from speq.bench.replay_report import replay_report, usual_policies
+    from speq.bench.replay_report import replay_report
 
     _check_writable(json_path, csv_path)
     with ProgressBars() as progress:
-        report = replay_report(recordings, settings or usual_policies(), progress=progress)
+        report = replay_report(recordings, settings, progress=progress)
     _finish(report, json_path, csv_path)
 
 
