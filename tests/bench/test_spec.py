@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -212,6 +213,17 @@ def test_prompts_come_once_and_never_warm_up(tmp_path, two_files):
     assert not {prompt.text for prompt in builtin.warm_up} & {each.prompt.text for each in builtin.questions}
     with pytest.raises(SpeqError, match="prompts come with speq to measure, not 9"):
         choose_prompts([], 9)
+
+
+def test_the_prompts_to_copy_from_are_thirty_and_no_others_see_them():
+    directory = Path(__file__).parents[2] / "benchmarks" / "prompts"
+    chosen = choose_prompts([directory / "copy"], None)
+    assert (len(chosen.questions), chosen.notes) == (30, [])
+    assert len({question.prompt.id for question in chosen.questions}) == 30
+    assert len({question.prompt.category for question in chosen.questions}) == 6
+    assert sum(len(question.prompt.text) for question in chosen.questions) < 100_000
+    others = {question.groups[1] for question in choose_prompts([directory], 1).questions}
+    assert others == {"gsm8k_train_200", "humaneval", "mt_bench"}
 
 
 def test_settings_share_nothing_that_they_learn_and_take_turns():
