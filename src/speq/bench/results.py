@@ -217,13 +217,15 @@ def figures(report: Mapping[str, Any]) -> list[Figure]:
 
 
 def table_figures(origin: Origin, table: str, rows: Iterable[Mapping[str, Any]]) -> list[Figure]:
-    """The figures of a table; values that are None were not measured and are left out."""
+    """The figures of a table; values that are None were not measured and are left out. Names that would read as
+    several ones, such as a prompt's ``a / b``, lose the spaces.
+    """
     shape = SHAPES[table]
     return [
         Figure(
             **vars(origin),
             what=f"{table}.{name}",
-            kind=_BETWEEN.join(str(row[key]) for key in shape.names),
+            kind=_BETWEEN.join(str(row[key]).replace(_BETWEEN, _BETWEEN.strip()) for key in shape.names),
             tokens=row[shape.tokens] if shape.tokens else None,
             value=int(row[name]) if isinstance(row[name], bool) else row[name],
             unit=unit,
