@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speq.decoding import (
-    Cascade,
-    NgramDrafter,
-    NoDrafter,
-    Policy,
-    Request,
-    SelfDrafter,
-    SuccessorTable,
-    generate_tokens,
-)
+from speq.decoding import Cascade, Drafter, NoDrafter, Policy, Proposal, Request, SelfDrafter, generate_tokens
 from speq.decoding.trace import Trace, check_writable, write_trace
 from speq.errors import SpeqError
 from speq.runtime.sampling import Sampling
@@ -98,20 +90,42 @@ def test_a_plain_step_is_a_round_without_a_draft(mock_engine):
 @given(noise=st.sampled_from([0.0, 0.7, 3.0]), length=st.integers(1, 16), nodes=st.integers(1, 6))
 def test_a_pass_tells_how_far_its_proposal_was_tested_and_right(mock_engine, noise, length, nodes):
     """Also of a first stage's proposals, of which those beyond the end of a round are right all the same."""
-    told, rounds = [], []
+    engine, told, rounds = mock_engine(noise=noise), [], []
+    guesses = random.Random(nodes)
 
-    class Noting(NgramDrafter):
+    class Guessing(Drafter):
+        """Knows what the draft draws, and is wrong now and then; in one of two cases it tries another token, too."""
+
+        def propose(self, context):
+            yield from ()
+            history, proposal, at = [*context.tokens, *context.tentative], Proposal(parents=[]), -1
+            while len(proposal.tokens) < min(context.limit, nodes):
+                best = int(engine.row(history, draft=True).argmax())
+                for token in (best, (best + 1) % 61) if guesses.random() < 0.5 else ((best + 2) % 61, best):
+                    if len(proposal.tokens) < min(context.limit, nodes) and guesses.random() < 0.9:
+                        proposal.tokens.append(token)
+                        proposal.confidences.append(0.5)
+                        proposal.parents.append(at)
+                if not proposal.tokens or best not in proposal.tokens[-2:]:
+                    break
+                at = len(proposal.tokens) - 1 - proposal.tokens[::-1].index(best)
+                history.append(best)
+            return proposal
+
         def learn(self, context, proposal, checked, drawn):
-            depth, children = 0, set(enumerate(proposal.parents or range(-1, len(proposal.tokens) - 1)))
-            at = -1
-            while found := [i for i, parent in children if parent == at and proposal.tokens[i] == drawn[at + 1].token]:
+            depth, at = 0, -1
+            while found := [
+                index
+                for index, parent in enumerate(proposal.parents)
+                if parent == at and proposal.tokens[index] == drawn[at + 1].token
+            ]:
                 at, depth = found[0], depth + 1
-            told.append((depth + any(parent == at for _, parent in children), depth))
-            super().learn(context, proposal, checked, drawn)
+            told.append((depth + (at in proposal.parents), depth))
 
-    drafter = Cascade(Noting(SuccessorTable(), nodes), nodes)
-    request = Request(PROMPT, Sampling(), drafter, Policy(length), max_new_tokens=90, on_round=rounds.append)
-    for _ in generate_tokens(mock_engine(noise=noise), request):
+    request = Request(
+        PROMPT, Sampling(), Cascade(Guessing(), nodes), Policy(length), max_new_tokens=90, on_round=rounds.append
+    )
+    for _ in generate_tokens(engine, request):
         pass
     assert [(passed.tested, passed.accepted) for each in rounds for passed in each.passes] == told
     assert [each.verify.accepted for each in rounds] == [each.accepted for each in rounds]
