@@ -56,6 +56,12 @@ def test_every_table_comes_back_from_a_file(tmp_path):
         assert rows_of(found, table) == (rows if shape.names or shape.tokens else rows[:1])
 
 
+def test_a_name_that_looks_like_several_stays_one(tmp_path):
+    row = {"draft": "self:3", "category": "maths / hard", "prompt": "q / 1", "new_tokens": 5, "speed_up": 2.0}
+    write_csv(table_figures(ORIGIN, "spec_prompts", [row]), tmp_path / "s.csv")
+    assert rows_of(read_csv(tmp_path / "s.csv"), "spec_prompts") == [{**row, "category": "maths/hard", "prompt": "q/1"}]
+
+
 def test_what_was_not_measured_is_left_out():
     (row,) = rows_of(
         table_figures(ORIGIN, "passes", [{"kind": "draft", "tokens": 1, "low": None, "high": 2}]), "passes"

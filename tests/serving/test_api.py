@@ -279,6 +279,25 @@ def test_ignore_ends_goes_on():
     assert result.stats.finish_reason == "length"
 
 
+@pytest.mark.parametrize("record", [False, True])
+def test_a_round_is_told_when_it_is_over_also_beside_a_trace(record):
+    told = []
+    stream = scripted("abcabc").stream("hello", draft="self", draft_length=2, record=record, on_round=told.append)
+    for _ in stream:
+        assert sum(one.accepted + 1 for one in told) + 1 >= len(stream.result.token_ids)
+    stats = stream.result.stats
+    assert (len(told), sum(one.proposed for one in told)) == (stats.rounds, stats.drafted)
+    assert [step["accepted"] for step in stream.steps[1:]] == ([one.accepted for one in told] if record else [])
+
+
+def test_seconds_are_those_of_the_clock_that_is_given():
+    ticks = iter(range(10**6))
+    model = Model(Script("ab", "user:hello|"), Bytes(), ends=frozenset([END]), clock=lambda: float(next(ticks)))
+    stats = model.generate("hello", draft="none").stats
+    assert stats.decode_seconds >= stats.rounds == 2
+    assert stats.decode_seconds == int(stats.decode_seconds)
+
+
 def test_sampling_reports_its_seed():
     result = scripted("ab").generate("hello", sampling=speq.Sampling(temperature=0.5))
     assert result.to_dict()["seed"] == result.stats.seed is not None

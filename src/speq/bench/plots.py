@@ -22,11 +22,7 @@ def draw(found: Sequence[Figure], directory: Path, stem: str) -> list[Path]:
     Raises:
         SpeqError: matplotlib is missing, there is nothing to plot, the directory is not writable.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise SpeqError("plots need matplotlib: install it with `pip install 'speq[bench]'`") from None
-    matplotlib.use("Agg")
+    require_matplotlib()
     made: list[Path] = []
     make_dir(directory)
     with writing_to(directory):
@@ -38,6 +34,19 @@ def draw(found: Sequence[Figure], directory: Path, stem: str) -> list[Path]:
     if not made:
         raise SpeqError(f"{stem} has nothing to plot: give figures of kernels, passes or engines")
     return made
+
+
+def require_matplotlib() -> None:
+    """Make ready for drawing without a screen.
+
+    Raises:
+        SpeqError: matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise SpeqError("plots need matplotlib: install it with `pip install 'speq[bench]'`") from None
+    matplotlib.use("Agg")
 
 
 def _plots(found: Sequence[Figure]) -> Iterator[tuple[str, Any]]:

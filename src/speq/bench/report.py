@@ -50,12 +50,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one measurement and how to show them; not every key needs a column."""
+    """Rows of one measurement and how to show them; not every key needs a column.
+
+    Attributes:
+        shown: rows for the screen where these are others, such as a summary; none at all hides the table there.
+    """
 
     name: str
     title: str
     columns: Sequence[Column]
     rows: Sequence[Row]
+    shown: Sequence[Row] | None = None
 
 
 @dataclass
@@ -86,7 +91,8 @@ class Report:
     def show(self, console: Console) -> None:
         """Print the tables, the notes and a line about the machine."""
         for table in self.tables:
-            show_table(console, table)
+            if table.shown is None or table.shown:
+                show_table(console, table)
         for line in self.notes:
             console.print(f"note: {line}", style="dim", soft_wrap=True)
         about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in self.machine.items())
@@ -105,7 +111,7 @@ def show_table(console: Console, table: Table) -> None:
     shown = RichTable(title=table.title, title_justify="left", title_style="bold")
     for column in table.columns:
         shown.add_column(column.heading, justify="right" if column.format else "left")
-    for row in table.rows:
+    for row in table.rows if table.shown is None else table.shown:
         shown.add_row(*(column.text(row) for column in table.columns))
     console.print(shown)
 

@@ -119,6 +119,40 @@ SHAPES: Mapping[str, Shape] = {
             count="differing",
         ),
     ),
+    "spec": Shape(
+        ("draft", "category"),
+        None,
+        _units(
+            count="prompts tokens differing",
+            rate="plain_rate rate",
+            ratio="speed_up interval_low interval_high least acceptance_rate",
+            tokens="tokens_per_round",
+        ),
+    ),
+    "spec_prompts": Shape(
+        ("draft", "category", "prompt"),
+        "new_tokens",
+        _units(rate="plain_rate rate", ratio="speed_up acceptance_rate", tokens="tokens_per_round", count="differing"),
+    ),
+    "spec_stages": Shape(
+        ("draft", "category", "level"),
+        None,
+        _units(count="passes proposed accepted", ratio="acceptance_rate", tokens="tokens_per_pass"),
+    ),
+    "spec_positions": Shape(
+        ("draft", "category", "level"), "position", _units(count="tested accepted", ratio="acceptance_rate")
+    ),
+    "spec_time": Shape(("draft", "category", "part"), None, _units(s="seconds", ratio="share")),
+    "replay": Shape(
+        ("policy", "category"),
+        None,
+        _units(
+            count="texts",
+            tokens="tokens tokens_per_round",
+            rate="rate measured_rate",
+            ratio="speed_up clairvoyant_ratio fixed_ratio",
+        ),
+    ),
     "prefill": Shape(
         (),
         "tokens",
@@ -183,13 +217,15 @@ def figures(report: Mapping[str, Any]) -> list[Figure]:
 
 
 def table_figures(origin: Origin, table: str, rows: Iterable[Mapping[str, Any]]) -> list[Figure]:
-    """The figures of a table; values that are None were not measured and are left out."""
+    """The figures of a table; values that are None were not measured and are left out. Names that would read as
+    several ones, such as a prompt's ``a / b``, lose the spaces.
+    """
     shape = SHAPES[table]
     return [
         Figure(
             **vars(origin),
             what=f"{table}.{name}",
-            kind=_BETWEEN.join(str(row[key]) for key in shape.names),
+            kind=_BETWEEN.join(str(row[key]).replace(_BETWEEN, _BETWEEN.strip()) for key in shape.names),
             tokens=row[shape.tokens] if shape.tokens else None,
             value=int(row[name]) if isinstance(row[name], bool) else row[name],
             unit=unit,

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from speq.bench.peers import DEFAULT, ENGINES
-from speq.cli.options import threads_option
+from speq.bench.settings import Setting, parse_setting
+from speq.cli.options import Command, threads_option
+from speq.drafts import DRAFTS
+from speq.errors import SpeqError
 from speq.limits import LONGEST_DRAFT
 from speq.terminal.output import ProgressBars, note
 
@@ -37,6 +40,18 @@ _prompts = click.option(
     type=click.Path(path_type=Path),
     help="JSON lines with id, category and turns, or a directory of them.  [default: a few that come with speq]",
 )
+_prompt_files = click.option(
+    "--prompts",
+    "prompt_paths",
+    metavar="FILE|DIR",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="JSON lines with id, category and turns, or a directory of them; may be given several times.  "
+    "[default: a few that come with speq]",
+)
+_new_tokens = click.option(
+    "--new-tokens", metavar="N", type=click.IntRange(2), default=128, show_default=True, help="Per answer."
+)
 _count = click.option("--count", metavar="N", type=click.IntRange(1), help="Prompts, spread evenly over each file.")
 _rounds = click.option(
     "--rounds",
@@ -46,6 +61,36 @@ _rounds = click.option(
     show_default=True,
     help="Repetitions, of which medians.",
 )
+
+
+def _settings(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[Setting]:
+    """The settings of these names, each once."""
+    try:
+        return [parse_setting(value) for value in dict.fromkeys(values)]
+    except SpeqError as error:
+        raise click.BadParameter(str(error), context, option) from None
+
+
+_SAMPLING = (
+    click.option(
+        "--temperature", metavar="T", type=click.FloatRange(0), default=0.0, help="0, the default, is greedy."
+    ),
+    click.option(
+        "--top-p",
+        metavar="P",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=1.0,
+        help="At temperatures above 0.",
+    ),
+    click.option("--seed", metavar="S", type=click.IntRange(0, 2**64 - 1), default=1, help="The same, 1 by default."),
+)
+
+
+def _sampled(command: Command) -> Command:
+    """Add how tokens are drawn."""
+    for option in reversed(_SAMPLING):
+        command = option(command)
+    return command
 
 
 def _timing(command: Callable[..., None]) -> Callable[..., None]:
@@ -77,7 +122,7 @@ def passes(**options: Any) -> None:
 @_model
 @_prompts
 @_count
-@click.option("--new-tokens", metavar="N", type=click.IntRange(2), default=128, show_default=True, help="Per answer.")
+@_new_tokens
 @click.option("--draft", type=click.Choice(["auto", "self"]), default="auto", show_default=True)
 @click.option(
     "--draft-length",
@@ -148,6 +193,165 @@ def peers(
     _finish(report, json_path, csv_path)
 
 
+@bench.command(short_help="Compare draft settings with plain decoding, prompt by prompt.")
+@_model
+@_prompt_files
+@_count
+@click.option(
+    "--draft",
+    "settings",
+    metavar="NAME[:K]",
+    multiple=True,
+    default=("auto",),
+    callback=_settings,
+    help=f"A draft ({', '.join(DRAFTS)}), with K tokens each round if given; may be given several times.  "
+    "[default: auto]",
+)
+@_new_tokens
+@_sampled
+@click.option(
+    "--rounds",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Measure everything so many times, each time with nothing learnt; medians of them.",
+)
+@click.option("--html", "html_path", metavar="FILE", type=click.Path(path_type=Path), help="Write a page with plots.")
+@threads_option
+@_json
+@_csv
+def spec(
+    model: str,
+    prompt_paths: tuple[Path, ...],
+    count: int | None,
+    settings: list[Setting],
+    temperature: float,
+    top_p: float,
+    seed: int,
+    html_path: Path | None,
+    json_path: Path | None,
+    csv_path: Path | None,
+    **options: Any,
+) -> int:
+    """How much faster drafts are, and why: acceptance by stage and position, where the time goes, and whether all token
+    ids are those of plain decoding. Exit code 1 if any differs.
+
+    Ctrl-C ends the measurement with the figures so far.
+    """
+    from speq.bench.spec_report import choose_prompts, spec_report
+    from speq.runtime.sampling import Sampling
+
+    _check_writable(json_path, csv_path, html_path)
+    if html_path:
+        from speq.bench.pages import spec_page
+        from speq.bench.plots import require_matplotlib
+
+        require_matplotlib()
+    chosen = choose_prompts(prompt_paths, count)
+    sampling = Sampling(temperature, top_p=top_p, seed=seed if temperature else None)
+    path = _resolve(model)
+    with ProgressBars() as progress:
+
+        def say(line: str) -> None:
+            progress.close()
+            note(line)
+
+        outcome = spec_report(model, path, chosen, settings, sampling=sampling, progress=progress, say=say, **options)
+    _finish(outcome.report, json_path, csv_path)
+    if html_path:
+        from speq.checkpoint.storage import replace_file, writing_to
+
+        with writing_to(html_path):
+            replace_file(html_path, spec_page(outcome.report.to_dict()).encode())
+    return 1 if outcome.differing else 0 if outcome.complete else 130
+
+
+@bench.command(short_help="Record prompts for replays.")
+@_model
+@click.argument("out", type=click.Path(path_type=Path))
+@_prompt_files
+@_count
+@click.option(
+    "--draft",
+    "settings",
+    metavar="NAME[:K]",
+    multiple=True,
+    default=("auto",),
+    callback=_settings,
+    help="Also generate with this draft, so that its replay has something to be compared with; may be given several "
+    "times.  [default: auto]",
+)
+@_new_tokens
+@_sampled
+@_rounds
+@threads_option
+def record(
+    model: str,
+    out: Path,
+    prompt_paths: tuple[Path, ...],
+    count: int | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    **options: Any,
+) -> int:
+    """Write to the file OUT what every way of drafting the answers would meet, and what passes cost on this machine.
+
+    It holds the token ids of prompts and answers. Ctrl-C keeps the prompts so far.
+    """
+    from speq.bench.replay_report import record as record_prompts
+    from speq.bench.spec_report import choose_prompts
+    from speq.runtime.sampling import Sampling
+
+    _check_writable(out)
+    chosen = choose_prompts(prompt_paths, count)
+    sampling = Sampling(temperature, top_p=top_p, seed=seed if temperature else None)
+    path = _resolve(model)
+    with ProgressBars() as progress:
+
+        def say(line: str) -> None:
+            progress.close()
+            note(line)
+
+        recorded = record_prompts(model, path, out, chosen, sampling=sampling, progress=progress, say=say, **options)
+    for line in chosen.notes:
+        note(line)
+    click.echo(f"{out}: {recorded.texts} of {recorded.wanted} prompts")
+    if recorded.differing:
+        click.echo(f"{recorded.differing} token ids differ from plain decoding: this is a bug, please report it")
+        return 1
+    return 0 if recorded.complete else 130
+
+
+@bench.command(short_help="Try policies on recorded prompts.")
+@click.argument("recordings", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--policy",
+    "settings",
+    metavar="NAME[:K]",
+    multiple=True,
+    callback=_settings,
+    help=f"A draft ({', '.join(DRAFTS)}), with K tokens each round if given; may be given several times.  "
+    "[default: all, and fixed lengths of those that have one]",
+)
+@_json
+@_csv
+def replay(
+    recordings: tuple[Path, ...], settings: list[Setting], json_path: Path | None, csv_path: Path | None
+) -> None:
+    """Draft recorded texts anew under other policies on a virtual clock, beside the clairvoyant optimum.
+
+    RECORDINGS are files of `speq bench record`. No model is needed.
+    """
+    from speq.bench.replay_report import replay_report
+
+    _check_writable(json_path, csv_path)
+    with ProgressBars() as progress:
+        report = replay_report(recordings, settings, progress=progress)
+    _finish(report, json_path, csv_path)
+
+
 @bench.command(short_help="Draw what was measured.")
 @click.argument("reports", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), default=Path(), help="Where the plots go.")
@@ -171,11 +375,11 @@ def _time(
     _finish(measure(model, _resolve(model), say=_say, **options), json_path, csv_path)
 
 
-def _check_writable(json_path: Path | None, csv_path: Path | None) -> None:
+def _check_writable(*paths: Path | None) -> None:
     from speq.bench.report import check_writable
 
-    check_writable(json_path)
-    check_writable(csv_path)
+    for path in paths:
+        check_writable(path)
 
 
 def _resolve(model: str) -> Path:

@@ -214,7 +214,9 @@ class Cascade(Drafter):
             self._first.learn(inner, first, checked, drawn)
             if context.advice:
                 context.advice.learn(first, checked)
-            context.keep(checked.path[:left])
+            context.keep(checked.path)
+            if len(checked.path) > left:
+                context.cut(inner.position - 1 + left)
             for row, token in zip(checked.path[:left], checked.tokens[:left], strict=True):
                 proposal.tokens.append(token)
                 proposal.confidences.append(drawn[row].confidence)

@@ -57,7 +57,7 @@ class Scheduler:
             SpeqError: the prompt is empty, does not fit the context, or holds an id outside the vocabulary.
         """
         request.check(self._engine.vocab_size, self._engine.limits.context)
-        return Sequence(request, self._engine.kv, self._engine.limits.context, self._costs)
+        return Sequence(request, self._engine.kv, self._engine.limits.context, self._costs, self._clock)
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence on. It begins when fewer sequences run than there is room for in the cache; one that was
@@ -115,7 +115,7 @@ class Scheduler:
                 sequence.situation.drafting = len(chosen)
             sequence.chunk = self._prefill_chunk()
             cost = share * self._costs.took(level, sum(rows), seconds)
-            passed = Pass(level, rows[index], sequence.kv.length - rows[index], share * seconds, cost, len(chosen))
+            passed = Pass(level, rows[index], sequence.kv.length - rows[index], share * seconds, cost)
             chunks.append(self._advance(sequence, output, index, passed))
         elapsed = self._clock() - started
         for sequence in {*self._running, *chosen}:

@@ -6,16 +6,17 @@ depend on the drafter, the policy or other sequences; only the number of passes 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from speq.decoding.costs import PassCosts
-from speq.decoding.drafters import Ask, Context, Drafter, Drawn
+from speq.decoding.drafters import Ask, Context, Drafter, Drawn, Proposing
 from speq.decoding.policy import Policy, Situation
 from speq.decoding.stats import Statistics
-from speq.decoding.verify import verify
+from speq.decoding.verify import Proposal, verify
 from speq.errors import SpeqError
 from speq.limits import BATCH_ROWS
 from speq.runtime.kv import KVHandle, KVPool
@@ -34,8 +35,9 @@ class Pass:
     Attributes:
         level, rows: of its own rows.
         context: slots that were filled before.
-        seconds, cost: its share of what the pass took, and of what such a pass costs (:class:`PassCosts`).
-        together: sequences that shared the pass.
+        seconds, cost: its share of what the pass took, and the same in plain passes (:class:`PassCosts`).
+        tested, accepted: of a pass that checks proposed tokens, how many on the right path it came to look at, and how
+            many of these were right: all of them, or all but the last.
     """
 
     level: str
@@ -43,7 +45,15 @@ class Pass:
     context: int
     seconds: float
     cost: float
-    together: int = 1
+    tested: int = 0
+    accepted: int = 0
+
+    def checked(self, path: Tokens[int], parents: Tokens[int] | None) -> Pass:
+        """The same pass when it is known which of its rows, a chain or a tree by ``parents``, stay."""
+        if not path:
+            return self
+        goes_on = path[-1] + 1 < self.rows if parents is None else path[-1] in parents
+        return replace(self, tested=len(path) - 1 + goes_on, accepted=len(path) - 1)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Round:
         passes: of the drafter; empty for a plain step.
         verify: the exact pass.
         proposed, accepted: tokens proposed, and how many of them were right.
+        own_seconds: that the drafter took beside its passes: look-ups, tables, decisions.
     """
 
     context: int
@@ -62,6 +73,7 @@ class Round:
     verify: Pass
     proposed: int
     accepted: int
+    own_seconds: float = 0.0
 
 
 @dataclass
@@ -123,18 +135,26 @@ class Sequence:
         in_prefill: whether its prompt is not yet through; ``decoding``, whether that was so before the last step.
     """
 
-    def __init__(self, request: Request, pool: KVPool, context: int, costs: PassCosts) -> None:
+    def __init__(
+        self,
+        request: Request,
+        pool: KVPool,
+        context: int,
+        costs: PassCosts,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.request = request
         self.tokens = list(request.prompt)
         self.chunk = PREFILL_CHUNK
         self.situation = Situation(costs)
         self.in_prefill = True
         self.decoding = False
-        self._pool, self._context = pool, context
+        self._pool, self._context, self._clock = pool, context, clock
         self._kv: KVHandle | None = None
         self._given = len(self.tokens)  # tokens that advance() has told of
         self._safe = 0  # slots of the cache that no exception can have left half-written
         self._passes: list[Pass] = []
+        self._own_seconds = 0.0  # of the drafter in this round
         self._coroutine = self._live()
         self.ask: Ask | None = None
         self.error: SpeqError | None = None
@@ -246,19 +266,23 @@ class Sequence:
             request.sampling,
             advice=policy,
         )
-        proposal = yield from request.drafter.propose(context)
+        self._own_seconds = 0.0
+        proposal = yield from self._timed(request.drafter.propose(context))
         self._pool.truncate(self.kv, start)
         passes = tuple(self._passes)
         self._passes.clear()
         rows = [self.tokens[-1], *proposal.tokens]
         drawn = yield Ask(rows, "exact", proposal.rows(), range(len(rows)), likely=request.drafter.likely)
         done = verify([choice.token for choice in drawn], proposal)
+        before = self._clock()
         request.drafter.learn(context, proposal, done, drawn)
+        self._own_seconds += self._clock() - before
         self._pool.keep(self.kv, start, done.path)
         self._safe = self.kv.length
         (verified,) = self._passes
+        verified = verified.checked(done.path, proposal.rows())
         self._passes.clear()
-        happened = Round(start, passes, verified, len(proposal.tokens), done.accepted)
+        happened = Round(start, passes, verified, len(proposal.tokens), done.accepted, self._own_seconds)
         line = proposal.main_line()
         policy.observe(
             [proposal.confidences[index] for index in line],
@@ -272,8 +296,28 @@ class Sequence:
             request.on_round(happened)
         return done.tokens
 
+    def _timed(self, proposing: Proposing) -> Generator[Ask, Drawn, Proposal]:
+        """What a drafter asks for and proposes, while the seconds that it takes itself are counted."""
+        try:
+            before = self._clock()
+            ask = next(proposing)
+            while True:
+                self._own_seconds += self._clock() - before
+                drawn = yield ask
+                before = self._clock()
+                ask = proposing.send(drawn)
+        except StopIteration as stop:
+            self._own_seconds += self._clock() - before
+            proposal: Proposal = stop.value
+            return proposal
+        finally:
+            proposing.close()
+
     def _cut(self, length: int) -> None:
         self._pool.truncate(self.kv, length)
 
     def _keep(self, path: Tokens[int]) -> None:
-        self._pool.keep(self.kv, self._passes[-1].context, path)
+        passed = self._passes[-1]
+        self._pool.keep(self.kv, passed.context, path)
+        assert self.ask is not None
+        self._passes[-1] = passed.checked(path, self.ask.parents)

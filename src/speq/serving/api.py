@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, Str
 from speq.decoding.ngram import NgramDrafter
 from speq.decoding.policy import Policy
 from speq.decoding.scheduler import Scheduler
-from speq.decoding.sequence import Progress, Request
+from speq.decoding.sequence import Progress, Request, Round
 from speq.decoding.sequence import Sequence as Running
 from speq.decoding.stats import Statistics
 from speq.decoding.stop import StopStrings
@@ -46,6 +47,8 @@ Draft: TypeAlias = DraftName | Callable[[], Drafter]
 
 Setting: TypeAlias = tuple[str, int | None]
 """The draft and its length, as the caller chose them."""
+
+OnRound: TypeAlias = Callable[[Round], None]
 
 
 class Feed(Iterator[list[int]]):
@@ -160,6 +163,7 @@ class Model:
         name, format, threads: reported in results.
         ends: token ids that end a text.
         notes: what the conversion changed or kept that the user should know.
+        clock: seconds, by which passes are timed.
     """
 
     def __init__(
@@ -172,13 +176,14 @@ class Model:
         threads: int = 1,
         ends: frozenset[int] = frozenset(),
         notes: Sequence[str] = (),
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.tokenizer = tokenizer
         self.name, self.format, self.threads = name, format, threads
         self.ends, self.notes = ends, list(notes)
         self._turns = Turns(f"the model {name}".rstrip())
         self.engine = SingleSequence(engine, self._turns)
-        self._engine, self._scheduler = engine, Scheduler(engine)
+        self._engine, self._scheduler = engine, Scheduler(engine, clock)
         self._table = SuccessorTable()  # of all texts of this model, in this process
         self._dropped: deque[Feed] = deque()  # those that nobody waits for any more
         self._policies: dict[Setting, Policy] = {}  # of earlier generations, with what they measured
@@ -216,6 +221,7 @@ class Model:
         ignore_ends: bool = False,
         record: bool = False,
         progress: Progress | None = None,
+        on_round: OnRound | None = None,
     ) -> Stream:
         """Generate piece by piece. Neither ``draft`` nor ``draft_length`` changes a token, only the speed.
 
@@ -235,6 +241,7 @@ class Model:
             ignore_ends: go on after the model's end tokens.
             record: keep the kinds and sizes of all passes in ``steps`` of the stream.
             progress: called with ("prefill", tokens done, tokens in all) during a long prefill.
+            on_round: called with each round when it is over: its passes, what was proposed and accepted, the seconds.
 
         Raises:
             SpeqError: an option is out of range, or the prompt is empty or too long (when the iteration begins), or
@@ -259,7 +266,7 @@ class Model:
             Statistics(seed=seeded.seed),
             progress,
             trace.on_prefill if trace else None,
-            trace.on_round if trace else None,
+            _both(trace.on_round, on_round) if trace else on_round,
         )
         feed = Feed(self, request, (draft, draft_length) if isinstance(draft, str) else None)
         pieces = stream_pieces(
@@ -397,6 +404,17 @@ def load(
         ends=ends,
         notes=converted.notes,
     )
+
+
+def _both(first: OnRound, second: OnRound | None) -> OnRound:
+    """Tells two listeners of a round."""
+
+    def tell(happened: Round) -> None:
+        first(happened)
+        if second:
+            second(happened)
+
+    return tell
 
 
 def _name(draft: Callable[[], Drafter]) -> str:
