@@ -115,7 +115,7 @@ class Scheduler:
                 sequence.situation.drafting = len(chosen)
             sequence.chunk = self._prefill_chunk()
             cost = share * self._costs.took(level, sum(rows), seconds)
-            passed = Pass(level, rows[index], sequence.kv.length - rows[index], share * seconds, cost)
+            passed = Pass(level, rows[index], sequence.kv.length - rows[index], share * seconds, cost=cost)
             chunks.append(self._advance(sequence, output, index, passed))
         elapsed = self._clock() - started
         for sequence in {*self._running, *chosen}:

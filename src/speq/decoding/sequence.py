@@ -35,7 +35,7 @@ class Pass:
     Attributes:
         level, rows: of its own rows.
         context: slots that were filled before.
-        seconds, cost: its share of what the pass took, and the same in plain passes (:class:`PassCosts`).
+        seconds: its share of what the pass took; ``cost`` is the same in plain passes (:class:`PassCosts`).
         tested, accepted: of a pass that checks proposed tokens, how many on the right path it came to look at, and how
             many of these were right: all of them, or all but the last.
     """
@@ -44,9 +44,9 @@ class Pass:
     rows: int
     context: int
     seconds: float
-    cost: float
     tested: int = 0
     accepted: int = 0
+    cost: float = 0.0
 
     def checked(self, path: Tokens[int], parents: Tokens[int] | None) -> Pass:
         """The same pass when it is known which of its rows, a chain or a tree by ``parents``, stay."""
