@@ -5,10 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from speq.decoding import NoDrafter, Policy, Request, SelfDrafter, generate_tokens
+from speq.decoding import (
+    Cascade,
+    NgramDrafter,
+    NoDrafter,
+    Policy,
+    Request,
+    SelfDrafter,
+    SuccessorTable,
+    generate_tokens,
+)
 from speq.decoding.acceptance import Acceptance
 from speq.decoding.costs import PassCosts
 from speq.decoding.policy import Situation
+from speq.decoding.verify import Proposal, verify
 from speq.runtime.sampling import Sampling
 
 STEPPED = (1.0, 1.02, 1.04, 1.06, 1.08, 1.1, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1, 2.2, 2.3, 2.4)
@@ -174,3 +184,84 @@ def test_acceptance_is_learnt_per_confidence():
     assert acceptance.probability(0.999) > 0.97
     assert acceptance.probability(0.6) < 0.05
     assert acceptance.probability(0.1) == Acceptance().probability(0.1)  # never reached, so nothing learnt
+
+
+def costs_of(exact, draft):
+    """Costs as they are known after some dozens of passes of each size."""
+    costs = PassCosts()
+    for _ in range(60):
+        for rows, cost in enumerate(exact, 1):
+            costs.observe("exact", rows, cost)
+        for rows, cost in enumerate(draft, 1):
+            costs.observe("draft", rows, cost)
+    return costs
+
+
+CHEAP = [1.0 + 0.03 * n for n in range(16)]
+DRAFT = [0.3 + 0.12 * n for n in range(8)]
+DEAR = [0.3 + 0.3 * n for n in range(8)]
+
+
+def chain(*confidences):
+    return Proposal(list(range(len(confidences))), list(confidences))
+
+
+def test_rows_are_fed_while_they_are_worth_what_they_cost():
+    policy = Policy()
+    policy.plan(15, Situation(costs_of(CHEAP, DRAFT)))
+    assert policy.worth(chain(0.99, 0.99, 0.99, 0.02, 0.02), []) == 3
+    assert policy.worth(Proposal(), []) == 0
+    assert policy.worth(chain(0.99, 0.99), [0.1, 0.1, 0.1]) == 0, "nothing that follows will be reached"
+    policy.plan(15, Situation(costs_of(CHEAP, DEAR)))
+    assert policy.worth(chain(0.3, 0.3, 0.3), []) == 0, "a row costs as much as a pass"
+
+
+def test_a_proposal_that_is_sure_goes_straight_to_the_exact_level():
+    policy = Policy()
+    policy.plan(15, Situation(costs_of(CHEAP, DRAFT)))
+    assert policy.straight(chain(*[0.999] * 10), or_draft=True) == 10
+    assert policy.straight(chain(0.3, 0.3), or_draft=True) is None
+    assert policy.straight(Proposal(), or_draft=True) is None
+    assert policy.straight(chain(0.6, 0.3), or_draft=False) in (1, 2), "nothing else is possible"
+    assert policy.straight(Proposal(), or_draft=False) == 0
+
+
+def test_a_first_stage_that_is_too_sure_of_itself_is_found_out():
+    policy, sure = Policy(), chain(*[0.999] * 6)
+    policy.plan(15, Situation(costs_of(CHEAP, DRAFT)))
+    for _ in range(20):
+        policy.learn(sure, verify([99] * 7, sure))
+    assert policy.straight(sure, or_draft=True) is None
+    assert policy.worth(sure, []) == 0
+
+
+def test_what_others_share_costs_less_and_what_they_have_ended_more():
+    """Of two that drafted, one has ended: the other pays for the next draft alone."""
+    flat = costs_of([1.0 + 0.02 * n for n in range(32)], [0.4 + 0.005 * n for n in range(8)])
+    policy, situation = Policy(), Situation(flat, load=2)
+    policy.plan(15, situation)
+    unsure = [0.55]
+    assert policy.more(unsure)
+    situation.drafting = 1
+    assert not policy.more(unsure)
+
+
+def test_a_cascade_skips_the_draft_in_a_text_that_copies(mock_engine):
+    """Of 400 tokens in a cycle of nine, nearly all come without a draft pass; where nothing repeats, none do."""
+
+    class Copying(mock_engine):
+        def row(self, history, draft=False):
+            return super().row([0] * 6 + [len(history) % 9], draft)
+
+    def drafts(kind):
+        engine = kind(noise=0.05, draft_cost=0.27, verify_cost=tuple(CHEAP))
+        drafter = Cascade(NgramDrafter(SuccessorTable()), may_skip=True)
+        request = Request([1, 2, 3], GREEDY, drafter, Policy(may_pause=True), max_new_tokens=400)
+        for _ in generate_tokens(engine, request, clock=engine.clock):
+            pass
+        return sum(draft for _, draft in engine.passes), engine.now
+
+    copied, seconds_copied = drafts(Copying)
+    drafted, seconds_drafted = drafts(mock_engine)
+    assert copied < 30 < drafted
+    assert seconds_copied < 0.5 * seconds_drafted

@@ -229,8 +229,9 @@ class Model:
             prompt: text, token ids or chat messages.
             max_new_tokens: ``None`` goes on until the model ends its text or the context is full.
             sampling: greedy if ``None``.
-            draft: ``self`` drafts in every round, ``auto`` only while it pays, ``none`` never; ``ngram`` proposes what
-                stood in the text before or is known to follow, without a draft; ``cascade`` lets the draft check that.
+            draft: ``auto`` chooses in every round what is fastest; ``self`` always drafts, ``none`` never; ``ngram``
+                proposes what stood in the text before or is known to follow, without a draft; ``cascade`` lets the
+                draft check that.
                 A callable without arguments makes a drafter of your own (:class:`speq.Drafter`) for this text, which
                 drafts in every round.
             draft_length: tokens to draft each round, 1 .. 16; ``None`` decides by confidence and cost.
