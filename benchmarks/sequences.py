@@ -25,7 +25,7 @@ from speq.bench.prompts import prompts_in_turn
 from speq.bench.results import origin_here, table_figures, write_csv
 from speq.checkpoint.store import load_converted
 from speq.conversion.locate import converted_model
-from speq.decoding import Policy, Request, Scheduler, SelfDrafter
+from speq.decoding import Cascade, Drafter, NgramDrafter, Policy, Request, Scheduler, SuccessorTable
 from speq.models.tokenizer import Tokenizer
 from speq.processors import default_threads
 from speq.runtime.engine import Engine
@@ -43,12 +43,13 @@ def texts_in_turn() -> Iterator[str]:
     return (prompt.text for prompt in prompts_in_turn([PROMPTS / f"{name}.jsonl" for name in FILES]))
 
 
-def tokens_per_second(engine: Engine, texts: list[list[int]], policies: list[Policy], new_tokens: int) -> float:
+def tokens_per_second(
+    scheduler: Scheduler, drafters: list[Drafter], texts: list[list[int]], policies: list[Policy], new_tokens: int
+) -> float:
     """Of all texts together, over so many new tokens of each on the average, while all of them decode."""
-    scheduler = Scheduler(engine)
     sequences = []
-    for ids, policy in zip(texts, policies, strict=False):
-        sequences.append(scheduler.prepare(Request(ids, GREEDY, SelfDrafter(), policy)))
+    for ids, policy, drafter in zip(texts, policies, drafters, strict=False):
+        sequences.append(scheduler.prepare(Request(ids, GREEDY, drafter, policy)))
         scheduler.add(sequences[-1])
     while any(sequence.in_prefill for sequence in sequences):
         scheduler.step()
@@ -105,11 +106,14 @@ def main(model: str, new_tokens: int, rounds: int, equal: int, csv_path: Path | 
         engine = Engine(load_converted(path), context=CONTEXT, sequences=max(COUNTS))
         tokenizer = Tokenizer(path)
         texts = (tokenizer.chat([{"role": "user", "content": text}]) for text in texts_in_turn())
+        scheduler, table = Scheduler(engine), SuccessorTable()
         policies = {count: [Policy(may_pause=True) for _ in range(count)] for count in COUNTS}
         rates: dict[int, list[float]] = {count: [] for count in COUNTS}
         for number in range(rounds + 1):
             for count in COUNTS:
-                rate = tokens_per_second(engine, list(islice(texts, count)), policies[count], new_tokens)
+                drafters: list[Drafter] = [Cascade(NgramDrafter(table), may_skip=True) for _ in range(count)]
+                asked = list(islice(texts, count))
+                rate = tokens_per_second(scheduler, drafters, asked, policies[count], new_tokens)
                 if number:  # the first round warms up and teaches the policies what passes cost
                     rates[count].append(rate)
         for count, found in rates.items():
