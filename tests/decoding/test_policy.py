@@ -224,6 +224,7 @@ def test_a_proposal_that_is_sure_goes_straight_to_the_exact_level():
     assert policy.straight(Proposal(), or_draft=True) is None
     assert policy.straight(chain(0.6, 0.3), or_draft=False) in (1, 2), "nothing else is possible"
     assert policy.straight(Proposal(), or_draft=False) == 0
+    assert Policy(5).straight(chain(*[0.999] * 10), or_draft=True) is None, "so many are to be drafted"
 
 
 def test_a_first_stage_that_is_too_sure_of_itself_is_found_out():

@@ -135,6 +135,8 @@ class Policy:
         Args:
             or_draft: whether a draft is possible instead; ``None`` chooses that.
         """
+        if or_draft and self._length is not None and not self._pauses:
+            return None
         reached = self._first.reached(proposal)
         best, most, right = 0, 1 / self._exact(1), 1.0
         for count, each in enumerate(reached, 1):
