@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
-DraftName: TypeAlias = Literal["auto", "self", "ngram", "cascade", "none"]
+DraftName: TypeAlias = Literal["auto", "self", "ngram", "cascade", "head", "none"]
 
 DRAFTS: tuple[DraftName, ...] = get_args(DraftName)

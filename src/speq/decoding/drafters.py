@@ -11,12 +11,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from speq.decoding.verify import Proposal, Verification, verify
 from speq.limits import MOST_CHECKED
 from speq.runtime.batch import Level
 from speq.runtime.sampling import GREEDY, Choice, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,12 @@ class Drafter(ABC):
 
     Attributes:
         likely: of how many of the most probable tokens it wants to learn when its proposals are checked.
+        taps: names of the hidden states that it reads. Every pass over its sequence then keeps them, those over the
+            prompt too.
     """
 
     likely: int = 0
+    taps: tuple[str, ...] = ()
 
     @abstractmethod
     def propose(self, context: Context) -> Proposing:
@@ -122,6 +129,39 @@ class Drafter(ABC):
         self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn
     ) -> None:
         """Hear what a pass over ``context.last`` and the proposal has drawn, and what stays of the proposal."""
+
+    def begin(self, tokens: Sequence[int]) -> int:
+        """Begin a text, anew if one has begun, when there are taps; returns of how many of its first tokens no hidden
+        states are needed.
+        """
+        return len(tokens)
+
+    def read(self, tokens: Sequence[int], states: NDArray[np.float32], start: int, level: Level) -> None:  # noqa: B027
+        """Hear the hidden states at the taps, side by side, ``[tokens, width]``, of tokens that stay for now.
+
+        They stand at ``start`` and after it, in place of all that was read of these positions and later ones. What a
+        drafter's own passes gave is replaced in the end by what verification gave.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """The text is over."""
+
+
+class WrappingDrafter(Drafter):
+    """A drafter that uses another one, which reads for it."""
+
+    def __init__(self, first: Drafter) -> None:
+        self._first = first
+        self.taps = first.taps
+
+    def begin(self, tokens: Sequence[int]) -> int:
+        return self._first.begin(tokens)
+
+    def read(self, tokens: Sequence[int], states: NDArray[np.float32], start: int, level: Level) -> None:
+        self._first.read(tokens, states, start, level)
+
+    def close(self) -> None:
+        self._first.close()
 
 
 class NoDrafter(Drafter):
@@ -147,11 +187,11 @@ class SelfDrafter(Drafter):
         return proposal
 
 
-class Straight(Drafter):
+class Straight(WrappingDrafter):
     """What a cheap drafter proposes goes to the exact level, as much of it as is worth its rows."""
 
     def __init__(self, first: Drafter) -> None:
-        self._first = first
+        super().__init__(first)
         self.likely = first.likely
 
     def propose(self, context: Context) -> Proposing:
@@ -166,7 +206,7 @@ class Straight(Drafter):
             context.advice.learn(proposal, checked)
 
 
-class Cascade(Drafter):
+class Cascade(WrappingDrafter):
     """A cheap drafter proposes, a level of the model checks several of its tokens at once, and what that level draws
     is the proposal: the same tokens as without the cheap drafter, in fewer passes.
 
@@ -180,7 +220,8 @@ class Cascade(Drafter):
     def __init__(
         self, first: Drafter, nodes: int | None = None, level: Level = "draft", *, may_skip: bool = False
     ) -> None:
-        self._first, self._nodes, self._level = first, nodes, level
+        super().__init__(first)
+        self._nodes, self._level = nodes, level
         self._may_skip, self._skipped = may_skip, False
 
     def propose(self, context: Context) -> Proposing:
