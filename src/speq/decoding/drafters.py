@@ -85,6 +85,8 @@ class Context:
         ends: token ids that end the text; nothing is worth proposing after one.
         sampling: how tokens are drawn.
         advice: on proposals of a first stage.
+        worth: how many of the first tokens of a proposal will be fed if nothing is added to it; ``None`` for all. For
+            drafters to whom a longer proposal costs time.
     """
 
     tokens: Sequence[int]
@@ -97,6 +99,7 @@ class Context:
     sampling: Sampling = GREEDY
     tentative: Sequence[int] = ()
     advice: Advice | None = None
+    worth: Callable[[Proposal], int] | None = None
 
     @property
     def last(self) -> int:
@@ -195,9 +198,12 @@ class Straight(WrappingDrafter):
         self.likely = first.likely
 
     def propose(self, context: Context) -> Proposing:
+        advice = context.advice
+        if advice:
+            context = replace(context, worth=lambda first: advice.straight(first, or_draft=False) or 0)
         proposal = yield from self._first.propose(context)
-        if context.advice:
-            proposal = proposal.beginning(context.advice.straight(proposal, or_draft=False) or 0)
+        if advice:
+            proposal = proposal.beginning(advice.straight(proposal, or_draft=False) or 0)
         return proposal
 
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
@@ -227,10 +233,10 @@ class Cascade(WrappingDrafter):
     def propose(self, context: Context) -> Proposing:
         proposal, first = Proposal(), None
         self._skipped, self.likely = False, 0
-        if self._may_skip and context.advice:
-            first = yield from self._first.propose(context)
+        if self._may_skip and (advice := context.advice):
+            first = yield from self._first.propose(replace(context, worth=self._worth_of_either(advice)))
             context.cut(context.position - 1)
-            if (count := context.advice.straight(first, or_draft=True)) is not None:
+            if (count := advice.straight(first, or_draft=True)) is not None:
                 self._skipped, self.likely = True, self._first.likely
                 return first.beginning(count)
         while (left := context.limit - len(proposal.tokens)) > 0 and context.more(proposal.confidences):
@@ -243,10 +249,11 @@ class Cascade(WrappingDrafter):
                 more=lambda _: True,
                 slots=context.slots - len(proposal.tokens),
             )
+            worth = self._worth_of(inner, list(proposal.confidences))
             if first is None:
-                first = yield from self._first.propose(inner)
+                first = yield from self._first.propose(replace(inner, worth=worth))
                 context.cut(inner.position - 1)
-            first = first.beginning(self._worth(inner, first, proposal.confidences))
+            first = first.beginning(worth(first))
             fed = [inner.last, *first.tokens]
             drawn = yield Ask(
                 fed, self._level, first.rows(), range(len(fed)), confidences=True, likely=self._first.likely
@@ -272,8 +279,20 @@ class Cascade(WrappingDrafter):
             if context.advice:
                 context.advice.learn(proposal, checked)
 
-    def _worth(self, inner: Context, first: Proposal, confidences: Sequence[float]) -> int:
-        """How many tokens of a proposal are fed."""
-        if self._nodes is None and inner.advice:
-            return min(inner.limit, inner.advice.worth(first, confidences))
-        return inner.limit
+    def _worth_of(self, inner: Context, confidences: Sequence[float]) -> Callable[[Proposal], int]:
+        """How many tokens of a proposal are fed after drafted ones with ``confidences``."""
+        advice = inner.advice
+        if self._nodes is None and advice:
+            return lambda first: min(inner.limit, advice.worth(first, confidences))
+        return lambda first: inner.limit
+
+    def _worth_of_either(self, advice: Advice) -> Callable[[Proposal], int]:
+        """How many tokens of a proposal are fed first, at whichever level that is."""
+
+        def worth(first: Proposal) -> int:
+            straight = advice.straight(first, or_draft=True)
+            if straight is not None:
+                return straight
+            return advice.worth(first, ()) if self._nodes is None else self._nodes
+
+        return worth

@@ -186,6 +186,8 @@ class HeadDrafter(Drafter):
         continued: list[_Node] = []  # those with a row in the steps of the head, in the order of rows
         for depth in range(1, DEPTH):
             best = sorted(nodes, key=lambda node: -node.reached)[:limit]
+            if context.worth:  # what is not worth a row leads to nothing that is
+                best = best[: context.worth(self._best(nodes, limit))]
             chosen = [
                 node
                 for node in best
@@ -194,7 +196,7 @@ class HeadDrafter(Drafter):
                 and node.reached >= _CONTINUED
                 and node.token not in context.ends
             ][:BEAM]
-            if not chosen or (len(nodes) >= limit and chosen[0].reached <= best[-1].reached):
+            if not chosen:
                 break
             for node in chosen:
                 node.row = len(continued)
