@@ -16,6 +16,7 @@ import speq
 from speq.conversion.locate import converted_model
 from speq.decoding.drafters import Cascade, Straight
 from speq.decoding.head import HeadDrafter
+from speq.decoding.verify import Proposal
 from speq.models.config import model_config
 from speq.models.decoder import EMBEDDING
 from speq.models.head import HeadConfig, parameter_shapes
@@ -23,6 +24,7 @@ from speq.models.head_files import read_head
 from speq.models.tensors import load_fitting
 from speq.runtime.head import ExecutedHead
 from speq.runtime.sampling import Sampling
+from speq.serving.exactness import DisturbedDraw, Subject, check_drafts
 from speq.training.layout import write_head
 
 SAMPLINGS = [Sampling(), Sampling(0.8, top_k=30, top_p=0.95, seed=3), Sampling(1.3, seed=5)]
@@ -335,3 +337,70 @@ def test_what_is_no_head_or_damaged_is_named(checkpoint, directory, tmp_path):
     write_head(path, stored.config, nan, stored.known, model, "", 4, {})
     with pytest.raises(speq.SpeqError, match=r"tensor norm\.weight holds NaN"):
         read_head(path)
+
+
+@pytest.mark.parametrize("name", ["step", "fuse"])
+def test_an_interruption_within_the_head_loses_no_token(model, monkeypatch, name):
+    prompts = [list(range(30)), list(range(40, 60))]
+    alone = [model.generate(prompt, draft="none", max_new_tokens=30).token_ids for prompt in prompts]
+    model.reset()
+    interrupted, other = (model.stream(prompt, draft="head", max_new_tokens=30) for prompt in prompts)
+    found = [token for _ in range(3) for token in next(other).token_ids]
+    original, calls = getattr(model._head, name), []
+
+    def once(*arguments, **options):
+        calls.append(1)
+        result = original(*arguments, **options)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model._head, name, once)
+        with pytest.raises(KeyboardInterrupt):
+            for _ in interrupted:
+                pass
+    found += [token for piece in other for token in piece.token_ids]
+    assert found == alone[1]
+    assert model.generate(prompts[0], draft="head", max_new_tokens=30).token_ids == alone[0]
+
+
+def test_verify_tries_drafts_of_a_head(checkpoint, directory):
+    converted = load_fitting(converted_model(str(checkpoint)))
+    subject = Subject(converted, [[10, 200, 33, 33, 7], [65, 66, 67, 10, 65, 66]], 1, 12, read_head(directory))
+    without = Subject(converted, subject.prompts, 1, 12)
+    for sampling in SAMPLINGS:
+        compared, differing = check_drafts(subject, subject.base, sampling)
+        assert differing == 0
+        assert compared > check_drafts(without, without.base, sampling)[0]
+    assert check_drafts(subject, DisturbedDraw(subject.base), SAMPLINGS[2])[1] > 0
+
+
+def test_a_drafter_of_the_callers_own_may_read_hidden_states(model):
+    class Reading(speq.Drafter):
+        taps = ("layer.0",)
+
+        def __init__(self):
+            self.positions, self.widths = set(), set()
+
+        def propose(self, context):
+            yield from ()
+            return Proposal([1, 2][: context.limit], [0.5, 0.5][: context.limit])
+
+        def begin(self, tokens):
+            return 0
+
+        def read(self, tokens, states, start, level):
+            self.positions |= set(range(start, start + len(tokens)))
+            self.widths.add(states.shape[1])
+
+    made = []
+    prompt = list(range(20))
+    plain = model.generate(prompt, draft="none", max_new_tokens=9).token_ids
+    found = model.generate(prompt, draft=lambda: made.append(Reading()) or made[0], max_new_tokens=9)
+    assert found.token_ids == plain
+    assert made[0].positions == set(range(28))
+    assert made[0].widths == {64}
+    Reading.taps = ("layer.9",)
+    with pytest.raises(speq.SpeqError, match=r"reads the tap 'layer\.9', which the model does not have: use some of"):
+        model.generate(prompt, draft=Reading, max_new_tokens=3)

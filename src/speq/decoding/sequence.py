@@ -311,13 +311,14 @@ class Sequence:
         verified = verified.checked(done.path, proposal.rows())
         self._passes.clear()
         happened = Round(start, passes, verified, len(proposal.tokens), done.accepted, self._own_seconds)
-        line = proposal.main_line()
+        line, own = proposal.main_line(), self.situation.costs.of_seconds(self._own_seconds)
         policy.observe(
             [proposal.confidences[index] for index in line],
             sum(index + 1 in done.path for index in line),
             passes=len(passes),
             rows=sum(each.rows for each in passes),
-            cost=sum(each.cost for each in (*passes, verified)),
+            cost=sum(each.cost for each in (*passes, verified)) + own,
+            own=own,
         )
         request.stats.add_round(happened.proposed, happened.accepted, len(line))
         if request.on_round:
