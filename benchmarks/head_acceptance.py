@@ -18,12 +18,12 @@ from speq.bench.prompts import read_prompts
 from speq.bench.results import Figure, origin_here, table_figures, write_csv
 from speq.checkpoint.store import load_converted
 from speq.conversion.locate import converted_model
+from speq.models.head_files import read_head
 from speq.models.tokenizer import Tokenizer
 from speq.processors import default_threads
 from speq.training.chains import bind_head, measure
 from speq.training.conversation import read_turns
 from speq.training.documents import question_ids
-from speq.training.layout import read_head
 from speq.training.target import Target
 
 PROMPTS = Path(__file__).parent / "prompts"

@@ -105,6 +105,7 @@ class MockEngine:
         from speq.runtime.kv import KVPool
 
         self.vocab_size = vocab_size
+        self.taps: tuple[str, ...] = ()
         self.limits = Limits(context_length, 256, 64, 16, sequences)
         self.kv = KVPool(1, 1, 1, context=context_length, sequences=sequences)
         self.noise, self.spread, self.salt = noise, spread, salt

@@ -41,7 +41,7 @@ HARDWARE: tuple[tuple[str, ...], ...] = (
 
 BENEATH_HARDWARE = ("formats", "errors")
 
-OPERATORS_ARE_KNOWN_IN = ("speq.graph.ops", "speq.models.decoder", "speq.backends")
+OPERATORS_ARE_KNOWN_IN = ("speq.graph.ops", "speq.models.decoder", "speq.models.head", "speq.backends")
 """A new operator needs the operator, its functions in the backends and a model that has it, and nothing else."""
 
 

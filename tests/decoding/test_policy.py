@@ -169,6 +169,23 @@ def test_the_cost_of_one_more_row_is_found_on_a_machine_whose_speed_changes(step
     assert np.diff(found).mean() / costs.of("draft", 1) * 0.3 == pytest.approx(steps[1] - steps[0], abs=0.02)
 
 
+def test_time_that_a_first_stage_takes_itself_counts_like_a_pass():
+    """Where its proposals cost more than the pass that checks them, a second draft pass does not pay any more."""
+
+    def after(own):
+        policy = Policy()
+        for _ in range(20):
+            policy.plan(8, Situation())
+            policy.learn(Proposal([1], [0.7]), verify([1, 2], Proposal([1], [0.7])))
+            policy.observe([0.9, 0.9], 2, passes=1, rows=2, cost=1.4 + own, own=own)
+        policy.plan(8, Situation())
+        return policy
+
+    cheap, dear = after(0.0), after(3.0)
+    assert cheap.more([0.9, 0.9])
+    assert not dear.more([0.9, 0.9])
+
+
 def test_shares_of_a_pass_follow_its_line():
     costs = PassCosts()
     for rows in (2, 6, 12) * 40:

@@ -12,7 +12,8 @@ import torch
 from speq.formats import Spec, encode, from_float32, to_float32
 from speq.models.config import model_config
 from speq.models.decoder import weight_shapes
-from speq.training.head import Head, HeadConfig, parameter_shapes
+from speq.models.head import HeadConfig, parameter_shapes
+from speq.training.head import Head
 from speq.training.target import Target, default_taps
 
 SIZES = {

@@ -8,8 +8,9 @@ import torch
 
 from speq.errors import SpeqError
 from speq.models.config import model_config
-from speq.training.head import HeadConfig, parameter_shapes
-from speq.training.layout import read_head, write_head
+from speq.models.head import HeadConfig, parameter_shapes
+from speq.models.head_files import read_head
+from speq.training.layout import write_head
 from speq.training.pool import Pool
 from speq.training.target import ROUND, Target
 from speq.training.vocabulary import choose_vocabulary

@@ -16,13 +16,13 @@ from speq.checkpoint.store import load_converted
 from speq.cli import run
 from speq.conversion.locate import converted_model
 from speq.errors import SpeqError
+from speq.models.head import parameter_shapes
+from speq.models.head_files import read_head
 from speq.models.tokenizer import Tokenizer
 from speq.training import train, writing
 from speq.training.chains import EVERY, STEPS, WRITTEN, _gained, bind_head, measure
 from speq.training.conversation import read_turns
-from speq.training.head import parameter_shapes
 from speq.training.job import Options
-from speq.training.layout import read_head
 from speq.training.target import Target
 from speq.training.unroll import unroll
 

@@ -91,6 +91,7 @@ class RecordedEngine:
     """
 
     levels: tuple[Level, ...] = ("draft", "exact")
+    taps: tuple[str, ...] = ()
 
     def __init__(self, recording: Recording) -> None:
         self.vocab_size = recording.vocab_size

@@ -25,7 +25,7 @@ from speq.bench.spec import ALL
 from speq.bench.spec_report import Chosen, check_prompts, fresh_models
 from speq.checkpoint.storage import Progress
 from speq.checkpoint.store import load_converted
-from speq.drafts import DRAFTS
+from speq.drafts import FREE_DRAFTS
 from speq.errors import SpeqError
 from speq.runtime.sampling import Sampling
 from speq.serving.api import load
@@ -111,8 +111,8 @@ def record(
 
 def usual_policies() -> list[Setting]:
     """Every draft, by its own policy and with fixed lengths."""
-    free = [Setting(name) for name in DRAFTS]
-    return free + [Setting(name, length) for name in DRAFTS if name not in ("none", "auto") for length in FIXED]
+    free = [Setting(name) for name in FREE_DRAFTS]
+    return free + [Setting(name, length) for name in FREE_DRAFTS if name not in ("none", "auto") for length in FIXED]
 
 
 @dataclass(frozen=True)

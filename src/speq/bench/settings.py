@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from speq.drafts import DRAFTS, DraftName
+from speq.drafts import FREE_DRAFTS, DraftName
 from speq.errors import SpeqError
 from speq.limits import LONGEST_DRAFT
 
-SETTING = f"NAME[:K], NAME one of {', '.join(DRAFTS)}, K tokens to draft each round, 1 to {LONGEST_DRAFT}"
+SETTING = f"NAME[:K], NAME one of {', '.join(FREE_DRAFTS)}, K tokens to draft each round, 1 to {LONGEST_DRAFT}"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def parse_setting(text: str) -> Setting:
         SpeqError: there is no such draft, or the length is out of range.
     """
     name, colon, length = text.partition(":")
-    if name not in DRAFTS:
+    if name not in FREE_DRAFTS:
         raise SpeqError(f"{text!r} is no draft setting: give {SETTING}")
     if not colon:
         return Setting(name)

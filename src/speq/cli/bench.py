@@ -12,7 +12,7 @@ import click
 from speq.bench.peers import DEFAULT, ENGINES
 from speq.bench.settings import Setting, parse_setting
 from speq.cli.options import Command, threads_option
-from speq.drafts import DRAFTS
+from speq.drafts import FREE_DRAFTS
 from speq.errors import SpeqError
 from speq.limits import LONGEST_DRAFT
 from speq.terminal.output import ProgressBars, note
@@ -204,7 +204,7 @@ def peers(
     multiple=True,
     default=("auto",),
     callback=_settings,
-    help=f"A draft ({', '.join(DRAFTS)}), with K tokens each round if given; may be given several times.  "
+    help=f"A draft ({', '.join(FREE_DRAFTS)}), with K tokens each round if given; may be given several times.  "
     "[default: auto]",
 )
 @_new_tokens
@@ -332,7 +332,7 @@ def record(
     metavar="NAME[:K]",
     multiple=True,
     callback=_settings,
-    help=f"A draft ({', '.join(DRAFTS)}), with K tokens each round if given; may be given several times.  "
+    help=f"A draft ({', '.join(FREE_DRAFTS)}), with K tokens each round if given; may be given several times.  "
     "[default: all, and fixed lengths of those that have one]",
 )
 @_json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -38,7 +39,8 @@ _DECODING = (
         default="auto",
         show_default=True,
         help="Draft with the model's own 4-bit codes while that pays (auto) or always (self), propose what stood in "
-        "the text before (ngram), let the codes check such proposals (cascade), or do not draft (none).",
+        "the text before (ngram), let the codes check such proposals (cascade) or those of a trained head (head), or "
+        "do not draft (none).",
     ),
     click.option(
         "--draft-length",
@@ -109,6 +111,13 @@ def decoding_options(command: Command) -> Command:
         command = option(command)
     return command
 
+
+draft_head_option = click.option(
+    "--draft-head",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A head from `speq train-head` that proposes tokens for the draft to check.",
+)
 
 threads_option = click.option(
     "--threads",

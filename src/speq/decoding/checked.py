@@ -5,29 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from speq.decoding.drafters import Ask, Context, Drafter, Drawn, Proposing
+from speq.decoding.drafters import Ask, Context, Drafter, Drawn, Proposing, WrappingDrafter
 from speq.decoding.verify import Proposal, Verification
 from speq.errors import SpeqError
 from speq.limits import MOST_LIKELY
 from speq.runtime.batch import Level, Limits
 
 
-class CheckedDrafter(Drafter):
+class CheckedDrafter(WrappingDrafter):
     """A drafter whose mistakes end its own text with a :class:`SpeqError`, and touch nobody else's.
 
     Args:
         drafter: what drafts.
         name: of the drafter, for messages.
-        vocab_size, levels, limits: of the engine.
+        vocab_size, levels, limits, taps: of the engine.
     """
 
     def __init__(
-        self, drafter: Drafter, name: str, *, vocab_size: int, levels: Sequence[Level], limits: Limits
+        self,
+        drafter: Drafter,
+        name: str,
+        *,
+        vocab_size: int,
+        levels: Sequence[Level],
+        limits: Limits,
+        taps: Sequence[str] = (),
     ) -> None:
+        super().__init__(drafter)
         self._drafter, self._name = drafter, name
         self._vocab_size, self._levels, self._limits = vocab_size, levels, limits
         self.likely = drafter.likely
         self._check_likely(self.likely)
+        if unknown := [tap for tap in drafter.taps if tap not in taps]:
+            known = f"use some of {taps[0]} to {taps[-1]}" if taps else "this engine has none"
+            raise self._error(f"reads the tap {unknown[0]!r}, which the model does not have", known)
 
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
         self._drafter.learn(context, proposal, checked, drawn)

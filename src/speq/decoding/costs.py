@@ -159,6 +159,10 @@ class PassCosts:
         usual = self.of(level, rows)
         return min(seconds / self._speed.value / self._plain, 2 * usual) if self._speed.count else usual
 
+    def of_seconds(self, seconds: float) -> float:
+        """What so much time is worth, in plain passes of one row; 0 while no pass was timed."""
+        return seconds / self._speed.value / self._plain if self._speed.count else 0.0
+
     @property
     def _plain(self) -> float:
         """What a pass of one row costs at the exact level."""

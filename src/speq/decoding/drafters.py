@@ -1,6 +1,6 @@
 """Drafters: they propose the next tokens, cheaply and possibly wrongly.
 
-A drafter is a coroutine. It never computes anything itself: it asks for tokens to be fed at a level, and gets what was
+A drafter is a coroutine. It runs no pass of the model itself: it asks for tokens to be fed at a level, and gets what was
 drawn after them, so that whoever runs the passes can compute what many sequences ask for together. Verification makes
 any proposal safe, so a drafter may propose what it likes: what the draft codes of the weights draw, what stood in the
 text before, or what one drafter proposes and a better one has checked.
@@ -11,12 +11,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from speq.decoding.verify import Proposal, Verification, verify
 from speq.limits import MOST_CHECKED
 from speq.runtime.batch import Level
 from speq.runtime.sampling import GREEDY, Choice, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Context:
         ends: token ids that end the text; nothing is worth proposing after one.
         sampling: how tokens are drawn.
         advice: on proposals of a first stage.
+        worth: how many of the first tokens of a proposal will be fed if nothing is added to it; ``None`` for all. For
+            drafters to whom a longer proposal costs time.
     """
 
     tokens: Sequence[int]
@@ -93,6 +99,7 @@ class Context:
     sampling: Sampling = GREEDY
     tentative: Sequence[int] = ()
     advice: Advice | None = None
+    worth: Callable[[Proposal], int] | None = None
 
     @property
     def last(self) -> int:
@@ -110,9 +117,12 @@ class Drafter(ABC):
 
     Attributes:
         likely: of how many of the most probable tokens it wants to learn when its proposals are checked.
+        taps: names of the hidden states that it reads. Every pass over its sequence then keeps them, those over the
+            prompt too.
     """
 
     likely: int = 0
+    taps: tuple[str, ...] = ()
 
     @abstractmethod
     def propose(self, context: Context) -> Proposing:
@@ -122,6 +132,39 @@ class Drafter(ABC):
         self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn
     ) -> None:
         """Hear what a pass over ``context.last`` and the proposal has drawn, and what stays of the proposal."""
+
+    def begin(self, tokens: Sequence[int]) -> int:
+        """Begin a text, anew if one has begun, when there are taps; returns of how many of its first tokens no hidden
+        states are needed.
+        """
+        return len(tokens)
+
+    def read(self, tokens: Sequence[int], states: NDArray[np.float32], start: int, level: Level) -> None:  # noqa: B027
+        """Hear the hidden states at the taps, side by side, ``[tokens, width]``, of tokens that stay for now.
+
+        They stand at ``start`` and after it, in place of all that was read of these positions and later ones. What a
+        drafter's own passes gave is replaced in the end by what verification gave.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """The text is over."""
+
+
+class WrappingDrafter(Drafter):
+    """A drafter that uses another one, which reads for it."""
+
+    def __init__(self, first: Drafter) -> None:
+        self._first = first
+        self.taps = first.taps
+
+    def begin(self, tokens: Sequence[int]) -> int:
+        return self._first.begin(tokens)
+
+    def read(self, tokens: Sequence[int], states: NDArray[np.float32], start: int, level: Level) -> None:
+        self._first.read(tokens, states, start, level)
+
+    def close(self) -> None:
+        self._first.close()
 
 
 class NoDrafter(Drafter):
@@ -147,17 +190,20 @@ class SelfDrafter(Drafter):
         return proposal
 
 
-class Straight(Drafter):
+class Straight(WrappingDrafter):
     """What a cheap drafter proposes goes to the exact level, as much of it as is worth its rows."""
 
     def __init__(self, first: Drafter) -> None:
-        self._first = first
+        super().__init__(first)
         self.likely = first.likely
 
     def propose(self, context: Context) -> Proposing:
+        advice = context.advice
+        if advice:
+            context = replace(context, worth=lambda first: advice.straight(first, or_draft=False) or 0)
         proposal = yield from self._first.propose(context)
-        if context.advice:
-            proposal = proposal.beginning(context.advice.straight(proposal, or_draft=False) or 0)
+        if advice:
+            proposal = proposal.beginning(advice.straight(proposal, or_draft=False) or 0)
         return proposal
 
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
@@ -166,7 +212,7 @@ class Straight(Drafter):
             context.advice.learn(proposal, checked)
 
 
-class Cascade(Drafter):
+class Cascade(WrappingDrafter):
     """A cheap drafter proposes, a level of the model checks several of its tokens at once, and what that level draws
     is the proposal: the same tokens as without the cheap drafter, in fewer passes.
 
@@ -180,16 +226,17 @@ class Cascade(Drafter):
     def __init__(
         self, first: Drafter, nodes: int | None = None, level: Level = "draft", *, may_skip: bool = False
     ) -> None:
-        self._first, self._nodes, self._level = first, nodes, level
+        super().__init__(first)
+        self._nodes, self._level = nodes, level
         self._may_skip, self._skipped = may_skip, False
 
     def propose(self, context: Context) -> Proposing:
         proposal, first = Proposal(), None
         self._skipped, self.likely = False, 0
-        if self._may_skip and context.advice:
-            first = yield from self._first.propose(context)
+        if self._may_skip and (advice := context.advice):
+            first = yield from self._first.propose(replace(context, worth=self._worth_of_either(advice)))
             context.cut(context.position - 1)
-            if (count := context.advice.straight(first, or_draft=True)) is not None:
+            if (count := advice.straight(first, or_draft=True)) is not None:
                 self._skipped, self.likely = True, self._first.likely
                 return first.beginning(count)
         while (left := context.limit - len(proposal.tokens)) > 0 and context.more(proposal.confidences):
@@ -202,10 +249,11 @@ class Cascade(Drafter):
                 more=lambda _: True,
                 slots=context.slots - len(proposal.tokens),
             )
+            worth = self._worth_of(inner, list(proposal.confidences))
             if first is None:
-                first = yield from self._first.propose(inner)
+                first = yield from self._first.propose(replace(inner, worth=worth))
                 context.cut(inner.position - 1)
-            first = first.beginning(self._worth(inner, first, proposal.confidences))
+            first = first.beginning(worth(first))
             fed = [inner.last, *first.tokens]
             drawn = yield Ask(
                 fed, self._level, first.rows(), range(len(fed)), confidences=True, likely=self._first.likely
@@ -231,8 +279,20 @@ class Cascade(Drafter):
             if context.advice:
                 context.advice.learn(proposal, checked)
 
-    def _worth(self, inner: Context, first: Proposal, confidences: Sequence[float]) -> int:
-        """How many tokens of a proposal are fed."""
-        if self._nodes is None and inner.advice:
-            return min(inner.limit, inner.advice.worth(first, confidences))
-        return inner.limit
+    def _worth_of(self, inner: Context, confidences: Sequence[float]) -> Callable[[Proposal], int]:
+        """How many tokens of a proposal are fed after drafted ones with ``confidences``."""
+        advice = inner.advice
+        if self._nodes is None and advice:
+            return lambda first: min(inner.limit, advice.worth(first, confidences))
+        return lambda first: inner.limit
+
+    def _worth_of_either(self, advice: Advice) -> Callable[[Proposal], int]:
+        """How many tokens of a proposal are fed first, at whichever level that is."""
+
+        def worth(first: Proposal) -> int:
+            straight = advice.straight(first, or_draft=True)
+            if straight is not None:
+                return straight
+            return advice.worth(first, ()) if self._nodes is None else self._nodes
+
+        return worth

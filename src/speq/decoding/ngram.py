@@ -12,12 +12,12 @@ that could follow is known in advance, and they are ordered by how well they run
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from speq.decoding.drafters import Context, Drafter, Drawn, Proposing
 from speq.decoding.lookup import Lookup, Match
+from speq.decoding.race import after_noise
 from speq.decoding.successors import SuccessorTable
 from speq.decoding.verify import Proposal, Verification
 
@@ -124,7 +124,7 @@ class NgramDrafter(Drafter):
             weights = {each: min(weight * rest, 1 - sure) for each, weight in weights.items() if each != token}
             weights[token] = sure
         if not context.sampling.greedy:
-            weights = _after_noise(weights, context.sampling.noise(list(weights), context.position + len(node.path)))
+            weights = after_noise(weights, context.sampling.noise(list(weights), context.position + len(node.path)))
         best = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
         children = []
         for each, weight in best if self._tree else best[:1]:
@@ -145,10 +145,3 @@ class NgramDrafter(Drafter):
                 )
             )
         return children
-
-
-def _after_noise(weights: dict[int, float], noise: Sequence[float]) -> dict[int, float]:
-    """How probably each token wins the race, given guessed probabilities and its noise."""
-    runs = [weight / each for weight, each in zip(weights.values(), noise, strict=True)]
-    whole, known = sum(runs), sum(weights.values())
-    return {token: known * run / whole for token, run in zip(weights, runs, strict=True)} if whole > 0 else weights

@@ -22,6 +22,9 @@ them did alike, and a draft that others have ended is paid for by those who go o
 sequences says nothing about many: it is kept apart for 1, 2, 3 to 4, 5 to 8 ... of them at a time. When they fill a
 pass by themselves, a longer verify pass costs as much as it yields, and drafting ends.
 
+*Own time.* What a first stage takes beside the passes, little for look-ups and more for a trained head, counts in the
+cost of its proposals like any pass.
+
 What passes cost and how often tokens are right is measured on the way, so there is no threshold to tune. None of this
 changes a token: only the time differs.
 """
@@ -84,6 +87,7 @@ class Policy:
         self._may_pause = may_pause
         self._draft = Acceptance(DRAFT_BELIEFS)  # of what the draft level proposes
         self._first = Acceptance()  # of a first stage, at either level
+        self._own = Average()  # cost of the time that a first stage takes for a proposal
         self._experiences: dict[int, _Experience] = {}
         self._situation = Situation()
         self._now = self._among(1)
@@ -138,10 +142,11 @@ class Policy:
         if or_draft and self._length is not None and not self._pauses:
             return None
         reached = self._first.reached(proposal)
-        best, most, right = 0, 1 / self._exact(1), 1.0
+        own = self._own.value
+        best, most, right = 0, 1 / (self._exact(1) + own), 1.0
         for count, each in enumerate(reached, 1):
             right += each
-            if (rate := right / self._exact(count + 1)) > most:
+            if (rate := right / (self._exact(count + 1) + own)) > most:
                 best, most = count, rate
         if not or_draft or self._pauses:
             return best
@@ -152,16 +157,21 @@ class Policy:
         self._was_told = True
         self._first.observe_tree(proposal, checked)
 
-    def observe(self, confidences: Sequence[float], right: int, passes: int, rows: int, cost: float) -> None:
+    def observe(
+        self, confidences: Sequence[float], right: int, passes: int, rows: int, cost: float, own: float = 0.0
+    ) -> None:
         """Learn from the round that was planned last.
 
         Args:
             confidences: of the proposal, of a tree those of its main line.
             right: how many tokens of these were.
             passes, rows: draft passes, and the rows of all of them.
-            cost: of the sequence's shares of all passes.
+            cost: of the sequence's shares of all passes, and of the drafter's own time.
+            own: of the drafter's own time alone.
         """
         now = self._now
+        if self._was_told:
+            self._own.add(own / max(passes, 1))
         if self._is_plain:
             now.since_plain = 0
         elif passes:
@@ -200,7 +210,7 @@ class Policy:
         """What another drafted token costs."""
         now, drafting = self._now, self._situation.drafting
         rows, yielded = (now.rows.value, now.yielded.value) if now.rows.count else (1.0, 1.0)
-        return self._situation.costs.of("draft", drafting * rows) / drafting / yielded
+        return (self._situation.costs.of("draft", drafting * rows) / drafting + self._own.value) / yielded
 
     def _rate(self) -> float:
         """Tokens per cost that the next token has to beat."""
@@ -226,7 +236,7 @@ class Policy:
         drafted, most = 1.0, 0.0
         for count, reached in enumerate([0.0, *self._first.reached(proposal)]):
             drafted += reached
-            cost = costs.of("draft", load * (count + 1)) / load + self._exact(drafted + 1)
+            cost = costs.of("draft", load * (count + 1)) / load + self._exact(drafted + 1) + self._own.value
             most = max(most, (1 + mean * drafted) / cost)
         return most
 

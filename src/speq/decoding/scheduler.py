@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from speq.decoding.costs import PassCosts
 from speq.decoding.sequence import PREFILL_CHUNK, Pass, Request, Sequence
 from speq.errors import SpeqError
@@ -103,7 +105,8 @@ class Scheduler:
         started = self._clock()
         level, chosen = self._choose()
         load = sum(not sequence.in_prefill for sequence in self._running) or 1
-        output = self._engine.run(Batch([self._span(sequence) for sequence in chosen], level))
+        taps = tuple(sorted({tap for sequence in chosen for tap in sequence.taps}))
+        output = self._engine.run(Batch([self._span(sequence) for sequence in chosen], level, taps))
         seconds = self._clock() - started
         rows = [len(sequence.ask.tokens) for sequence in chosen if sequence.ask]
         of_prompts = any(sequence.in_prefill for sequence in chosen)
@@ -164,7 +167,9 @@ class Scheduler:
 
     def _advance(self, sequence: Sequence, output: Output, index: int, passed: Pass) -> Chunk:
         try:
-            tokens = sequence.advance(output.drawn(index), passed)
+            # The rows are copied: what a tap keeps is overwritten by the next pass.
+            states = np.concatenate([output.tap(index, tap) for tap in sequence.taps], 1) if sequence.taps else None
+            tokens = sequence.advance(output.drawn(index), passed, states)
         except SpeqError as error:
             sequence.error = error
             self.remove(sequence)

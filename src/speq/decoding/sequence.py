@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from speq.decoding.costs import PassCosts
 from speq.decoding.drafters import Ask, Context, Drafter, Drawn, Proposing
@@ -21,6 +21,10 @@ from speq.errors import SpeqError
 from speq.limits import BATCH_ROWS
 from speq.runtime.kv import KVHandle, KVPool
 from speq.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PREFILL_CHUNK = BATCH_ROWS
 """Tokens of a prompt that are fed at a time while nobody else waits."""
@@ -154,6 +158,7 @@ class Sequence:
         self._given = len(self.tokens)  # tokens that advance() has told of
         self._safe = 0  # slots of the cache that no exception can have left half-written
         self._passes: list[Pass] = []
+        self._states: NDArray[np.float32] | None = None  # at the drafter's taps, of the last pass
         self._own_seconds = 0.0  # of the drafter in this round
         self._coroutine = self._live()
         self.ask: Ask | None = None
@@ -169,8 +174,14 @@ class Sequence:
     def begin(self) -> None:
         """Take what the cache has of the prompt, and ask for the first pass."""
         self._kv = self._pool.open(self.tokens)
+        self._begin_drafter()
         self._safe = self.kv.length
         self.ask = next(self._coroutine)
+
+    def _begin_drafter(self) -> None:
+        """Forget so much of the cache as passes have to compute again for the drafter."""
+        if self.taps:
+            self._pool.truncate(self.kv, min(self.kv.length, self.request.drafter.begin(self.tokens)))
 
     def recover(self) -> None:
         """Go on from the tokens so far after an exception in the middle of a step: they are right at any time."""
@@ -181,13 +192,24 @@ class Sequence:
             self._kv = self._pool.open(self.tokens)
         else:
             self._pool.truncate(self._kv, min(self._safe, self._kv.length, len(self.tokens) - 1))
+        self._begin_drafter()
         self._safe = self._kv.length
         self._coroutine = self._live()
         self.ask = next(self._coroutine, None)
 
-    def advance(self, drawn: Drawn, passed: Pass) -> list[int]:
-        """Go on with what the pass it waited for has drawn; returns the tokens that became certain, often none."""
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """What the passes that it asks for are to keep."""
+        return self.request.drafter.taps
+
+    def advance(self, drawn: Drawn, passed: Pass, states: NDArray[np.float32] | None = None) -> list[int]:
+        """Go on with what the pass it waited for has drawn; returns the tokens that became certain, often none.
+
+        Args:
+            states: of its rows at its taps, side by side; ``None`` without any.
+        """
         self._passes.append(passed)
+        self._states = states
         try:
             self.ask = self._coroutine.send(drawn)
         except StopIteration:
@@ -199,6 +221,8 @@ class Sequence:
         """Give the cache back; what was computed exactly is left there for a text that begins alike."""
         self.ask, self.ended = None, True
         self._coroutine.close()
+        if self.taps:
+            self.request.drafter.close()
         if self._kv is not None:
             self._pool.close(self._kv)
 
@@ -240,7 +264,9 @@ class Sequence:
             left = total - self.kv.length
             part = self.tokens[self.kv.length : self.kv.length + min(left, self.chunk)]
             last = len(part) == left
-            drawn = yield Ask(part, "exact", wanted=(left - 1,) if last else ())
+            ask = Ask(part, "exact", wanted=(left - 1,) if last else ())
+            drawn = yield ask
+            self._read(ask, range(len(part)))
             if self.request.on_prefill:
                 self.request.on_prefill(self._passes[-1])
             self._passes.clear()
@@ -272,9 +298,11 @@ class Sequence:
         passes = tuple(self._passes)
         self._passes.clear()
         rows = [self.tokens[-1], *proposal.tokens]
-        drawn = yield Ask(rows, "exact", proposal.rows(), range(len(rows)), likely=request.drafter.likely)
+        ask = Ask(rows, "exact", proposal.rows(), range(len(rows)), likely=request.drafter.likely)
+        drawn = yield ask
         done = verify([choice.token for choice in drawn], proposal)
         before = self._clock()
+        self._read(ask, done.path)
         request.drafter.learn(context, proposal, done, drawn)
         self._own_seconds += self._clock() - before
         self._pool.keep(self.kv, start, done.path)
@@ -283,13 +311,14 @@ class Sequence:
         verified = verified.checked(done.path, proposal.rows())
         self._passes.clear()
         happened = Round(start, passes, verified, len(proposal.tokens), done.accepted, self._own_seconds)
-        line = proposal.main_line()
+        line, own = proposal.main_line(), self.situation.costs.of_seconds(self._own_seconds)
         policy.observe(
             [proposal.confidences[index] for index in line],
             sum(index + 1 in done.path for index in line),
             passes=len(passes),
             rows=sum(each.rows for each in passes),
-            cost=sum(each.cost for each in (*passes, verified)),
+            cost=sum(each.cost for each in (*passes, verified)) + own,
+            own=own,
         )
         request.stats.add_round(happened.proposed, happened.accepted, len(line))
         if request.on_round:
@@ -305,6 +334,8 @@ class Sequence:
                 self._own_seconds += self._clock() - before
                 drawn = yield ask
                 before = self._clock()
+                if ask.parents is None:
+                    self._read(ask, range(len(ask.tokens)))
                 ask = proposing.send(drawn)
         except StopIteration as stop:
             self._own_seconds += self._clock() - before
@@ -321,3 +352,10 @@ class Sequence:
         self._pool.keep(self.kv, passed.context, path)
         assert self.ask is not None
         self._passes[-1] = passed.checked(path, self.ask.parents)
+        self._read(self.ask, path)
+
+    def _read(self, ask: Ask, path: Tokens[int]) -> None:
+        """Let the drafter read what passed its taps for those rows of the last pass that stay."""
+        if self._states is not None:
+            tokens, rows = [ask.tokens[row] for row in path], self._states[list(path)]
+            self.request.drafter.read(tokens, rows, self._passes[-1].context, ask.level)

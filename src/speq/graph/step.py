@@ -118,6 +118,18 @@ class Step(Protocol):
         ...
 
 
+class PartStep(Step, Protocol):
+    """A step of which parts can be run, between which its buffers are read and written."""
+
+    def run_part(self, rows: Rows, first: int, last: int) -> None:
+        """Run only the program's operators from ``first`` up to ``last``, as :meth:`run` does all of them."""
+        ...
+
+    def buffer(self, name: str) -> NDArray[np.float32]:
+        """A buffer of the program in place, float32 ``[max_tokens, width]``."""
+        ...
+
+
 def positions(span: SpanRows) -> NDArray[np.int32]:
     """Where the rows of a span stand in their sequence, int32 ``[count]``.
 

@@ -48,7 +48,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Batch:
-    """Spans of different sequences, computed together at one level."""
+    """Spans of different sequences, computed together at one level; ``taps`` names those that are kept."""
 
     spans: Sequence[Span]
     level: Level = "exact"
@@ -102,6 +102,8 @@ class Engine(Protocol):
     def levels(self) -> tuple[Level, ...]: ...
     @property
     def limits(self) -> Limits: ...
+    @property
+    def taps(self) -> tuple[str, ...]: ...
     @property
     def kv(self) -> KVPool: ...
     def check(self, kv: KVHandle, tokens: Sequence[int]) -> None: ...

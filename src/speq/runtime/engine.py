@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.errors import SpeqError
-from speq.graph.step import Draw, Rows, SpanRows, Step, Weights, positions
+from speq.graph.step import Draw, Rows, SpanRows, Step, Weight, Weights, positions
 from speq.limits import BATCH_ROWS, QUICK_ROWS, TREE_ROWS
 from speq.models.config import ModelConfig
-from speq.models.decoder import build_program
+from speq.models.decoder import EMBEDDING, build_program, tap_name
 from speq.models.tensors import fit
 from speq.runtime.batch import Batch, Level, Limits
 from speq.runtime.kv import KVHandle, KVPool
@@ -40,7 +40,9 @@ class Engine:
         vocab_size: columns of the logits.
         levels: what a batch may read of the weights, the cheapest first; the last one defines the text.
         limits: what a batch and a sequence may be.
+        taps: names of the hidden states that a batch can keep, from the first layer on.
         kv: keys and values of all sequences.
+        embedding: the rows that tokens become.
     """
 
     levels: tuple[Level, ...] = ("draft", "exact")
@@ -77,6 +79,8 @@ class Engine:
         self.vocab_size = self.config.vocab_size
         length = context or limit
         self.limits = Limits(length, min(BATCH_ROWS, length), TREE_ROWS, QUICK_ROWS, sequences)
+        self.taps = tuple(tap_name(layer) for layer in range(self.config.layers))
+        self.embedding: Weight = weights[EMBEDDING]
         self.kv = KVPool(
             self.config.layers, self.config.kv_heads, self.config.head_dim, context=length, sequences=sequences
         )

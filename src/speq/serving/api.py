@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from speq.checkpoint.storage import expanded
 from speq.decoding.checked import CheckedDrafter
 from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, Straight
+from speq.decoding.head import Head, HeadDrafter
 from speq.decoding.ngram import NgramDrafter
 from speq.decoding.policy import Policy
 from speq.decoding.scheduler import Scheduler
@@ -164,6 +166,7 @@ class Model:
         ends: token ids that end a text.
         notes: what the conversion changed or kept that the user should know.
         clock: seconds, by which passes are timed.
+        head: a trained head that proposes tokens, if there is one.
     """
 
     def __init__(
@@ -177,13 +180,14 @@ class Model:
         ends: frozenset[int] = frozenset(),
         notes: Sequence[str] = (),
         clock: Callable[[], float] = time.perf_counter,
+        head: Head | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.name, self.format, self.threads = name, format, threads
         self.ends, self.notes = ends, list(notes)
         self._turns = Turns(f"the model {name}".rstrip())
         self.engine = SingleSequence(engine, self._turns)
-        self._engine, self._scheduler = engine, Scheduler(engine, clock)
+        self._engine, self._scheduler, self._head = engine, Scheduler(engine, clock), head
         self._table = SuccessorTable()  # of all texts of this model, in this process
         self._dropped: deque[Feed] = deque()  # those that nobody waits for any more
         self._policies: dict[Setting, Policy] = {}  # of earlier generations, with what they measured
@@ -231,7 +235,8 @@ class Model:
             sampling: greedy if ``None``.
             draft: ``auto`` chooses in every round what is fastest; ``self`` always drafts, ``none`` never; ``ngram``
                 proposes what stood in the text before or is known to follow, without a draft; ``cascade`` lets the
-                draft check that.
+                draft check that; ``head`` lets the draft check what a trained head proposes, as does ``auto`` where
+                there is one.
                 A callable without arguments makes a drafter of your own (:class:`speq.Drafter`) for this text, which
                 drafts in every round.
             draft_length: tokens to draft each round, 1 .. 16; ``None`` decides by confidence and cost.
@@ -256,6 +261,8 @@ class Model:
         before = prompt_ids if raw and not _is_chat(prompt) else []
         seeded = (sampling or Sampling()).seeded()
         trace = Trace() if record else None
+        if draft == "head" and self._head is None:
+            raise SpeqError("the draft head needs a trained head: give its directory with --draft-head (draft_head=)")
         name = draft if isinstance(draft, str) else _name(draft)
         request = Request(
             prompt_ids,
@@ -316,10 +323,14 @@ class Model:
         self._policies.clear()
         self._table = SuccessorTable()
         self._engine.kv.forget()
+        if self._head:
+            self._head.kv.forget()
 
     def _drafter(self, draft: Draft) -> Drafter:
         if draft == "none":
             return NoDrafter()
+        if self._head and draft in ("auto", "head"):
+            return Cascade(HeadDrafter(self._head), may_skip=draft == "auto")
         if draft in ("auto", "cascade"):
             return Cascade(NgramDrafter(self._table), may_skip=draft == "auto")
         if draft == "ngram":
@@ -330,7 +341,9 @@ class Model:
         name = _name(draft)
         if not isinstance(made, Drafter):
             raise SpeqError(f"the draft {name} makes no drafter: give a callable that makes a speq.Drafter")
-        return CheckedDrafter(made, name, vocab_size=engine.vocab_size, levels=engine.levels, limits=engine.limits)
+        return CheckedDrafter(
+            made, name, vocab_size=engine.vocab_size, levels=engine.levels, limits=engine.limits, taps=engine.taps
+        )
 
     def _policy(self, draft: Draft, length: int | None) -> Policy:
         """That of an earlier generation with the same setting, which knows what passes cost, unless it is in use; a new
@@ -368,6 +381,7 @@ def load(
     context: int | None = None,
     sequences: int = SEQUENCES,
     backend: Literal["native", "reference"] = "native",
+    draft_head: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Load a model, fetching and converting it first if need be.
@@ -378,21 +392,36 @@ def load(
         context: limits the KV cache; ``None`` allows the model's own context length.
         sequences: how many texts may be generated at once; more of them wait.
         backend: ``native`` kernels, or the ``reference`` ones in NumPy.
+        draft_head: directory of a trained head (see ``speq train-head``), which proposes tokens for the draft to check.
         progress: called with (label, done, total) during a fetch or conversion.
 
     Raises:
-        SpeqError: the model cannot be found, read, converted or run.
+        SpeqError: the model cannot be found, read, converted or run, or the head is none, damaged or another model's.
     """
     from speq.conversion.locate import converted_model
+    from speq.models.head_files import read_head
     from speq.models.tensors import load_fitting
     from speq.models.tokenizer import Tokenizer, end_ids
     from speq.processors import checked_threads
     from speq.runtime.engine import Engine as ModelEngine
+    from speq.runtime.head import ExecutedHead
 
     threads = checked_threads(threads)
+    stored = read_head(expanded(str(draft_head))) if draft_head is not None else None
     path = converted_model(str(name), progress=progress, threads=threads)
     converted = load_fitting(path, threads=threads)
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context, sequences=sequences)
+    head = None
+    if stored is not None:
+        stored.check_fits(engine.config)
+        head = ExecutedHead(
+            stored,
+            engine.embedding,
+            context=engine.limits.context,
+            sequences=sequences,
+            backend=backend,
+            threads=threads,
+        )
     tokenizer = Tokenizer(path, name=str(name)) if converted.tokenizer else None
     ends = tokenizer.eos_ids if tokenizer else end_ids(path, str(name))
     return_freed_memory()
@@ -404,6 +433,7 @@ def load(
         threads=threads,
         ends=ends,
         notes=converted.notes,
+        head=head,
     )
 
 

@@ -21,8 +21,10 @@ from speq.backends.cpu import available_isas
 from speq.checkpoint.store import Converted
 from speq.graph.step import path
 from speq.limits import PAGE
+from speq.models.head_files import StoredHead
 from speq.runtime.batch import Batch, Engine, Level, Limits, Output, Span
 from speq.runtime.engine import Engine as ModelEngine
+from speq.runtime.head import ExecutedHead
 from speq.runtime.kv import KVHandle, KVPool
 from speq.runtime.sampling import Sampling
 from speq.serving.api import Model
@@ -73,12 +75,27 @@ class Subject:
         prompts: token ids of texts to generate from; at least two.
         threads: of the engine that the others are compared with.
         new_tokens: to generate from each prompt.
+        head: of the model, whose drafts are to be checked, too.
     """
 
-    def __init__(self, converted: Converted, prompts: Sequence[Sequence[int]], threads: int, new_tokens: int) -> None:
+    def __init__(
+        self,
+        converted: Converted,
+        prompts: Sequence[Sequence[int]],
+        threads: int,
+        new_tokens: int,
+        head: StoredHead | None = None,
+    ) -> None:
         self._converted, self._threads = converted, threads
         self.prompts, self.new_tokens = [list(prompt) for prompt in prompts], new_tokens
         self.base = self.engine()
+        self.head = None
+        if head is not None:
+            head.check_fits(self.base.config)
+            limits = self.base.limits
+            self.head = ExecutedHead(
+                head, self.base.embedding, context=limits.context, sequences=limits.sequences, threads=threads
+            )
         ids = [token for prompt in self.prompts for token in prompt]
         self.tokens = (ids * (-(-_TOKENS // len(ids))))[:_TOKENS]
         self.alone = rows_of(self.base, self.tokens, [1] * _TOKENS)
@@ -225,7 +242,7 @@ def check_engine(subject: Subject, engine: Engine) -> Compared:
 
 def check_drafts(subject: Subject, engine: Engine, sampling: Sampling) -> Compared:
     """Texts with drafts of every kind and length against texts without."""
-    model, compared, differing = Model(engine, None), 0, 0
+    model, compared, differing = Model(engine, None, head=subject.head), 0, 0
     plain = Model(subject.base, None)
     for index, prompt in enumerate(subject.prompts):
         options = {"sampling": sampling, "max_new_tokens": subject.new_tokens, "ignore_ends": True}
@@ -236,6 +253,7 @@ def check_drafts(subject: Subject, engine: Engine, sampling: Sampling) -> Compar
             ("ngram", 3),
             ("ngram", None),
             ("auto", None),
+            *([("head", None), ("head", 8)] if subject.head else []),
         ]
         for draft, length in kinds[index % 2 :: 2] or kinds:
             found = model.generate(prompt, draft=draft, draft_length=length, **options).token_ids
@@ -274,6 +292,10 @@ class _Disturbed:
     @property
     def limits(self) -> Limits:
         return self._engine.limits
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return self._engine.taps
 
     @property
     def kv(self) -> KVPool:

@@ -15,7 +15,7 @@ and what was measured.
     pool.py          what the model says about rows of text, computed once and used several times
     job.py           what is asked for, and the directory that keeps the work until the head is there
     train.py         the training: steps, checkpoints, measurements
-    layout.py        the directory that a trained head becomes, written and read
+    layout.py        the directory that a trained head becomes, as it is written; speq.models.head_files reads it
     chains.py        acceptance on prompts, as a draft would meet them
 
 Everything but this file and ``documents.py`` needs torch, an extra; :func:`require_torch` says so in one line.

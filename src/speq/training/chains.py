@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from speq.errors import SpeqError
+from speq.models.head_files import StoredHead
 from speq.training.conversation import ANSWER, Turns
 from speq.training.head import Head
-from speq.training.layout import StoredHead
 from speq.training.target import Cache, Target, Tensor
 from speq.training.unroll import Counts, Past, Truth, count_right, unroll
 from speq.training.writing import Start, write
@@ -63,18 +63,11 @@ def bind_head(stored: StoredHead, target: Target) -> tuple[Head, Tensor]:
     Raises:
         SpeqError: it is a head of another model.
     """
-    config, model = stored.config, target.config
-    for what, has, wants in (
-        ("hidden size", config.hidden_size, model.hidden_size),
-        ("vocabulary", config.model_vocabulary, model.vocab_size),
-        ("layers", max(config.taps), min(max(config.taps), model.layers)),
-    ):
-        if has != wants:
-            raise SpeqError(f"the head was trained for {stored.name}, whose {what} is {has}, not {wants}")
+    stored.check_fits(target.config)
     parameters = {
         name: torch.from_numpy(value).to(target.device, target.dtype) for name, value in stored.parameters.items()
     }
-    return Head(config, parameters, target.embedding), torch.from_numpy(stored.known).to(target.device)
+    return Head(stored.config, parameters, target.embedding), torch.from_numpy(stored.known).to(target.device)
 
 
 def measure(

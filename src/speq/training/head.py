@@ -11,88 +11,19 @@ of each of the model's tokens whether the head knows it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 
-from speq.models.config import ModelConfig
-from speq.models.rope import RotaryFrequencies
+from speq.models.head import LAYER, HeadConfig, parameter_shapes
 from speq.training.target import Rotary, Target, Tensor, rms_norm, rotate
 
 Parameters: TypeAlias = Mapping[str, Tensor]
 """The head's weights by their public names, without ``d2t`` and ``t2d``."""
 
-LAYER = "layers.0."
 SMALL = 0.02
 """Spread of weights that have nothing better to begin with."""
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """Sizes of a head.
-
-    Attributes:
-        hidden_size, heads, kv_heads, head_dim, norm_eps, rotary: those of the model.
-        inner: width of the feed-forward part.
-        vocabulary: tokens that the head can propose.
-        model_vocabulary: tokens of the model.
-        taps: after how many of the model's layers its residual stream is read.
-    """
-
-    hidden_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    norm_eps: float
-    rotary: RotaryFrequencies
-    inner: int
-    vocabulary: int
-    model_vocabulary: int
-    taps: tuple[int, ...]
-
-    @staticmethod
-    def of(model: ModelConfig, inner: int, vocabulary: int, taps: tuple[int, ...]) -> HeadConfig:
-        """A head for a model."""
-        return HeadConfig(
-            model.hidden_size,
-            model.heads,
-            model.kv_heads,
-            model.head_dim,
-            model.norm_eps,
-            model.rotary,
-            inner,
-            vocabulary,
-            model.vocab_size,
-            taps,
-        )
-
-    @property
-    def step_weights(self) -> int:
-        """Weights that one proposal reads: all but ``fc``, which is read once for each row of a draft pass."""
-        shapes = parameter_shapes(self)
-        return sum(shape[0] * shape[1] for name, shape in shapes.items() if len(shape) == 2 and name != "fc.weight")
-
-
-def parameter_shapes(config: HeadConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter and its shape, ``(rows, columns)`` or ``(width,)``."""
-    hidden, queries, keys = config.hidden_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
-    return {
-        "fc.weight": (hidden, len(config.taps) * hidden),
-        LAYER + "input_layernorm.weight": (hidden,),
-        LAYER + "hidden_norm.weight": (hidden,),
-        LAYER + "self_attn.q_proj.weight": (queries, 2 * hidden),
-        LAYER + "self_attn.k_proj.weight": (keys, 2 * hidden),
-        LAYER + "self_attn.v_proj.weight": (keys, 2 * hidden),
-        LAYER + "self_attn.o_proj.weight": (hidden, queries),
-        LAYER + "post_attention_layernorm.weight": (hidden,),
-        LAYER + "mlp.gate_proj.weight": (config.inner, hidden),
-        LAYER + "mlp.up_proj.weight": (config.inner, hidden),
-        LAYER + "mlp.down_proj.weight": (hidden, config.inner),
-        "norm.weight": (hidden,),
-        "lm_head.weight": (config.vocabulary, hidden),
-    }
 
 
 def initial_parameters(config: HeadConfig, target: Target, known: Tensor, seed: int) -> dict[str, Tensor]:

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.checkpoint.safetensors import SafetensorsFile, write_header
-from speq.checkpoint.storage import read_json
+from speq.checkpoint.safetensors import write_header
 from speq.checkpoint.store import as_bytes
-from speq.errors import SpeqError
-from speq.formats import from_float32, to_float32
-from speq.models.rope import rotary_frequencies
-from speq.training.head import HeadConfig, parameter_shapes
+from speq.formats import from_float32
+from speq.models.head import HeadConfig, parameter_shapes
+from speq.models.head_files import CONFIG, TRAINING, WEIGHTS
 
-CONFIG, WEIGHTS, TRAINING = "config.json", "model.safetensors", "training.json"
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings")
 
 
@@ -59,60 +55,6 @@ def write_head(
             out.write(as_bytes(array))
     _write_json(directory / CONFIG, _config(head, model, name, proposals))
     _write_json(directory / TRAINING, training)
-
-
-@dataclass(frozen=True)
-class StoredHead:
-    """A head as it was read.
-
-    Attributes:
-        config: its sizes.
-        parameters: float32 arrays by name.
-        known: the model's ids of its tokens, ``[vocabulary]``.
-        name: what its model is called.
-    """
-
-    config: HeadConfig
-    parameters: dict[str, NDArray[np.float32]]
-    known: NDArray[np.int64]
-    name: str
-
-
-def read_head(directory: Path) -> StoredHead:
-    """Read a head that was written here.
-
-    Raises:
-        SpeqError: missing or damaged files, or a head of another kind.
-    """
-    content = read_json(directory / CONFIG, f"{directory} is no trained head: it has no {CONFIG}")
-    if content.get("speculators_model_type") != "eagle3":
-        raise SpeqError(f"{directory / CONFIG} does not describe an EAGLE-3 head in the layout of speculators")
-    file = SafetensorsFile(directory / WEIGHTS)
-    try:
-        layer = content["transformer_layer_config"]
-        config = HeadConfig(
-            hidden_size=int(layer["hidden_size"]),
-            heads=int(layer["num_attention_heads"]),
-            kv_heads=int(layer["num_key_value_heads"]),
-            head_dim=int(layer["head_dim"]),
-            norm_eps=float(layer["rms_norm_eps"]),
-            rotary=rotary_frequencies(layer, int(layer["head_dim"]), int(layer["max_position_embeddings"])),
-            inner=int(layer["intermediate_size"]),
-            vocabulary=int(content["draft_vocab_size"]),
-            model_vocabulary=int(layer["vocab_size"]),
-            taps=tuple(int(tap) for tap in content["eagle_aux_hidden_state_layer_ids"]),
-        )
-        name = str(content["speculators_config"]["verifier"]["name_or_path"])
-    except (KeyError, TypeError, ValueError):
-        raise SpeqError(f"{directory / CONFIG} is damaged; train the head again") from None
-    parameters = {}
-    for key, shape in parameter_shapes(config).items():
-        entry = file.entries.get(key)
-        if entry is None or entry.shape != shape or entry.dtype != "BF16":
-            raise SpeqError(f"{file.path}: tensor {key} is missing or does not fit {CONFIG}; train the head again")
-        parameters[key] = to_float32(file.array(key), "bf16")
-    known = file.array("d2t") + np.arange(config.vocabulary, dtype=np.int64)
-    return StoredHead(config, parameters, known, name)
 
 
 def _config(head: HeadConfig, model: Mapping[str, Any], name: str, proposals: int) -> dict[str, Any]:

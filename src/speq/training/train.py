@@ -24,11 +24,12 @@ from speq.checkpoint.storage import Progress, replacing
 from speq.checkpoint.store import Converted, load_converted
 from speq.errors import SpeqError
 from speq.models.config import model_config
+from speq.models.head import HeadConfig
 from speq.models.tokenizer import Tokenizer
 from speq.training.conversation import OPENINGS, USER, read_turns
 from speq.training.corpus import HELD_OUT, Corpus, given_text, own_text
 from speq.training.documents import Documents, read_documents
-from speq.training.head import Head, HeadConfig, initial_parameters
+from speq.training.head import Head, initial_parameters
 from speq.training.job import (
     CHECKPOINT,
     OWN_TOKENS,

@@ -114,12 +114,16 @@ class NativeStep:
             raise ValueError(f"the last pass did not ask for the tap {name!r}")
         return self._step.tapped(self._taps[name])[: len(self._last.tokens)]
 
+    def run_part(self, rows: Rows, first: int, last: int) -> None:
+        """See :meth:`speq.graph.step.PartStep.run_part`."""
+        self._run(rows, self._ends[first - 1] if first else 0, self._ends[last - 1])
+
     def run_one(self, op: int, rows: Rows) -> None:
         """Run only operator ``op`` of the program.
 
         What it reads and writes is in the buffers before and after. For those who look inside a model.
         """
-        self._run(rows, self._ends[op - 1] if op else 0, self._ends[op])
+        self.run_part(rows, op, op + 1)
 
     def _run(self, rows: Rows, first: int, last: int) -> None:
         unknown = [name for name in rows.taps if name not in self._taps]

@@ -37,13 +37,17 @@ class ReferenceStep:
 
     def run(self, rows: Rows) -> None:
         """See :meth:`speq.graph.step.Step.run`."""
-        self._check(rows)
-        self._drawn, self._tapped = [], {}
-        for op in self._program.ops:
-            self._apply(op, rows)
+        self.run_part(rows, 0, len(self._program.ops))
         unknown = set(rows.taps) - set(self._tapped)
         if unknown:
             raise ValueError(f"there is no tap {min(unknown)!r}")
+
+    def run_part(self, rows: Rows, first: int, last: int) -> None:
+        """See :meth:`speq.graph.step.PartStep.run_part`."""
+        self._check(rows)
+        self._drawn, self._tapped = [], {}
+        for op in self._program.ops[first:last]:
+            self._apply(op, rows)
 
     def logits(self) -> NDArray[np.float32]:
         """See :meth:`speq.graph.step.Step.logits`."""

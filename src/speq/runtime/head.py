@@ -1,0 +1,147 @@
+"""A head bound to a backend: what proposes tokens by one small layer, with keys and values of its own.
+
+The head's slot p stands for the text up to its token p + 1: it reads the model's hidden states at token p and the token
+after it. So it lags one slot behind the model's own cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speq.backends.cpu import NativeStep
+from speq.backends.reference.step import ReferenceStep
+from speq.formats import Spec, encode, from_float32
+from speq.graph.ops import StepProgram
+from speq.graph.step import PartStep, Rows, SpanRows, Weight, positions
+from speq.limits import BATCH_ROWS, MOST_LIKELY
+from speq.models.decoder import EMBEDDING
+from speq.models.head import (
+    EMBEDDED,
+    FEATURES,
+    FUSE,
+    HIDDEN,
+    build_embedding_program,
+    build_head_program,
+    program_parameters,
+)
+from speq.models.head_files import StoredHead
+from speq.runtime.engine import Backend
+from speq.runtime.kv import KVHandle, KVPool
+from speq.runtime.sampling import Sampling
+
+GROUP = 32
+"""Weights that share a scale of the head's draft codes."""
+
+Likely = list[tuple[int, float]]
+
+
+class ExecutedHead:
+    """A head that computes.
+
+    Attributes:
+        taps: of the model, that it reads, side by side.
+        kv: keys and values of its layer, of all sequences.
+    """
+
+    def __init__(
+        self,
+        stored: StoredHead,
+        embedding: Weight,
+        *,
+        context: int,
+        sequences: int = 1,
+        backend: Backend = "native",
+        threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """Bind a head.
+
+        Args:
+            stored: what was read; see :meth:`StoredHead.check_fits` for whether it is one of the model.
+            embedding: the model's.
+            context: most tokens of a sequence.
+            sequences: of full length, for which there is room.
+            backend, threads, isa: as of :class:`speq.runtime.engine.Engine`.
+
+        Raises:
+            SpeqError: the system refuses the addresses, or the threads.
+        """
+        config = stored.config
+        self.taps = config.tap_names
+        self.kv = KVPool(1, config.kv_heads, config.head_dim, context=context, sequences=sequences)
+        self._known = stored.known.tolist()
+        weights: dict[str, Weight] = {EMBEDDING: embedding}
+        spec = Spec.default("nested", "bf16", GROUP)
+        for name, value in program_parameters(stored.parameters).items():
+            weights[name] = encode(from_float32(value, "bf16"), spec, threads=threads) if value.ndim == 2 else value
+
+        def bind(program: StepProgram, threads: int | None) -> PartStep:
+            if backend == "reference":
+                return ReferenceStep(program, weights, self.kv, BATCH_ROWS)
+            return NativeStep(program, weights, self.kv, BATCH_ROWS, threads=threads, isa=isa)
+
+        program = build_head_program(config)
+        self._operators = len(program.ops)
+        self._step, self._embed = bind(program, threads), bind(build_embedding_program(config), 1)
+        self._looked_up = self._embed.buffer(EMBEDDED)
+        self._features, self._embedded, self._hidden = map(self._step.buffer, (FEATURES, EMBEDDED, HIDDEN))
+
+    def fuse(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Hidden states at the taps ``[rows, taps * hidden]`` as one ``[rows, hidden]``, in exact weights: they are not
+        normalised, and a few of their columns are far larger than the others.
+        """
+        fused = []
+        for first in range(0, len(states), BATCH_ROWS):
+            part = states[first : first + BATCH_ROWS]
+            count = len(part)
+            self._features[:count] = part
+            rows = Rows(np.zeros(count, np.int32), [SpanRows(0, count, range(1))])  # no attention looks at the page
+            self._step.run_part(rows, 0, FUSE)
+            fused.append(self._hidden[:count].copy())
+        return np.concatenate(fused)
+
+    def step(
+        self,
+        kv: KVHandle,
+        tokens: Sequence[int],
+        hidden: NDArray[np.float32],
+        *,
+        parents: Sequence[int] | None = None,
+        wanted: Sequence[int] = (),
+        sampling: Sampling,
+        draft: bool = True,
+    ) -> tuple[NDArray[np.float32], list[Likely]]:
+        """One step of the layer over rows that follow what a sequence has in ``kv``, which stays as it is until it is
+        extended.
+
+        Args:
+            tokens: the token that each row reads, at most ``BATCH_ROWS``.
+            hidden: the state before it ``[rows, hidden]``.
+            parents: of a tree, as in :class:`speq.runtime.batch.Span`.
+            wanted: ascending rows that propose.
+            sampling: how the token that is guessed will be drawn: temperature and filters count.
+            draft: read the weights' draft codes alone.
+
+        Returns:
+            the rows' outputs ``[rows, hidden]``, which stand for hidden states after their tokens; and for each wanted
+            row the model's ids of the most probable next tokens with their probabilities, the most probable first.
+        """
+        count = len(tokens)
+        span = SpanRows(kv.length, count, self.kv.make_room(kv, count), parents)
+        self._embed.run(Rows(np.array(tokens, np.int32), [span]))
+        self._embedded[:count], self._hidden[:count] = self._looked_up[:count], hidden
+        at = positions(span)
+        rows = Rows(
+            np.zeros(count, np.int32),
+            [span],
+            draft=draft,
+            wanted=np.array(wanted, np.int32),
+            draws=[sampling.draw(int(at[row]) + 1, MOST_LIKELY) for row in wanted],
+            confidences=False,
+        )
+        self._step.run_part(rows, FUSE, self._operators)
+        likely = [[(self._known[token], p) for token, p in found] for _, _, found in self._step.drawn()]
+        return self._hidden[:count].copy(), likely
