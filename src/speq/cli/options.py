@@ -38,7 +38,7 @@ _DECODING = (
         callback=_draft,
         default="auto",
         show_default=True,
-        help="Choose in every round what is fastest (auto), draft with the model's own 4-bit codes (self), propose what "
+        help="Choose what is fastest each round (auto), draft with the model's own 4-bit codes (self), propose what "
         "stood in the text before (ngram), let the codes check such proposals (cascade) or those of a trained head "
         "(head), or do not draft (none).",
     ),
