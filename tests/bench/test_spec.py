@@ -23,7 +23,7 @@ from speq.cli import run
 from speq.decoding.sequence import Pass, Round
 from speq.decoding.stats import Statistics
 from speq.decoding.verify import Verification
-from speq.drafts import DRAFTS
+from speq.drafts import FREE_DRAFTS
 from speq.errors import SpeqError
 from speq.serving.result import Result
 
@@ -97,7 +97,9 @@ def test_shares_of_the_time_are_the_whole(speq_run, tiny_converted, two_files, t
     own = [row for row in rows if row["category"] == "all"]
     assert [row["part"] for row in own] == ["drafters", "draft passes", "verify passes", "rest"]
     assert sum(row["share"] for row in own) == pytest.approx(1)
-    assert all(row["seconds"] > 0 for row in own)
+    *parts, rest = (row["seconds"] for row in own)
+    assert min(parts) > 0
+    assert rest >= 0
 
 
 def test_ids_that_differ_are_counted_and_fail(speq_run, tiny_converted, two_files, monkeypatch, tmp_path):
@@ -285,7 +287,7 @@ def test_intervals_are_those_of_all_samples():
 
 
 def test_settings_are_named_as_they_are_given():
-    names = [*DRAFTS, "self:1", "auto:16"]
+    names = [*FREE_DRAFTS, "self:1", "auto:16"]
     assert [str(parse_setting(name)) for name in names] == names
     for name in ("", "eagle", "self:", "self:0", "self:17", "self:x", "self:²", "none:3", "self:3:4"):
         with pytest.raises(SpeqError, match="is no draft setting"):
