@@ -20,7 +20,10 @@ def test_wrong_usage_is_exit_code_2(speq_run, tiny_checkpoint):
         (["generate", tiny_checkpoint, "-p", "a", "--ids", "1"], "give exactly one of"),
         (["generate", tiny_checkpoint, "--ids", "1 two"], "--ids takes whole numbers"),
         (["generate", tiny_checkpoint, "-p", "a", "-n", "0"], "'-n'"),
-        (["generate", tiny_checkpoint, "-p", "a", "--draft", "other"], "not one of auto, self, ngram, cascade, head, none"),
+        (
+            ["generate", tiny_checkpoint, "-p", "a", "--draft", "other"],
+            "not one of auto, self, ngram, cascade, head, none",
+        ),
         (["generate", tiny_checkpoint, "-p", "a", "--draft-length", "17"], "neither a number from 1 to 16 nor auto"),
         (["generate", tiny_checkpoint, "-p", "a", "--temperature", "-1"], "'--temperature'"),
         (["convert", tiny_checkpoint], "Missing argument 'DST'"),
