@@ -1,9 +1,9 @@
 """Drafters: they propose the next tokens, cheaply and possibly wrongly.
 
 A drafter is a coroutine. It runs no pass of the model itself: it asks for tokens to be fed at a level, and gets what
-was drawn after them, so that whoever runs the passes can compute what many sequences ask for together. Verification makes
-any proposal safe, so a drafter may propose what it likes: what the draft codes of the weights draw, what stood in the
-text before, or what one drafter proposes and a better one has checked.
+was drawn after them, so that whoever runs the passes can compute what many sequences ask for together. Verification
+makes any proposal safe, so a drafter may propose what it likes: what the draft codes of the weights draw, what stood
+in the text before, or what one drafter proposes and a better one has checked.
 """
 
 from __future__ import annotations
