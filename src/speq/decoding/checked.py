@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from speq.decoding.drafters import Ask, Context, Drafter, Drawn, Proposing, WrappingDrafter
-from speq.decoding.verify import Proposal, Verification
+from speq.decoding.drafters import Ask, Context, Drafter, Proposing, WrappingDrafter
+from speq.decoding.verify import Proposal
 from speq.errors import SpeqError
 from speq.limits import MOST_LIKELY
 from speq.runtime.batch import Level, Limits
@@ -32,16 +32,13 @@ class CheckedDrafter(WrappingDrafter):
         taps: Sequence[str] = (),
     ) -> None:
         super().__init__(drafter)
-        self._drafter, self._name = drafter, name
+        self._name = name
         self._vocab_size, self._levels, self._limits = vocab_size, levels, limits
         self.likely = drafter.likely
         self._check_likely(self.likely)
         if unknown := [tap for tap in drafter.taps if tap not in taps]:
             known = f"use some of {taps[0]} to {taps[-1]}" if taps else "this engine has none"
             raise self._error(f"reads the tap {unknown[0]!r}, which the model does not have", known)
-
-    def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
-        self._drafter.learn(context, proposal, checked, drawn)
 
     def propose(self, context: Context) -> Proposing:
         fed = before = context.position - 1  # slots of the cache, now and before the last ask
@@ -56,7 +53,7 @@ class CheckedDrafter(WrappingDrafter):
             context.cut(length)
             fed = before = min(fed, length)
 
-        inner = self._drafter.propose(replace(context, keep=keep, cut=cut))
+        inner = self._first.propose(replace(context, keep=keep, cut=cut))
         try:
             ask = next(inner)
             while True:

@@ -139,14 +139,16 @@ class Drafter(ABC):
         """
         return len(tokens)
 
-    def read(self, tokens: Sequence[int], states: NDArray[np.float32], start: int, level: Level) -> None:  # noqa: B027
+    def read(  # noqa: B027, one without taps hears nothing
+        self, tokens: Sequence[int], states: NDArray[np.float32], start: int, level: Level
+    ) -> None:
         """Hear the hidden states at the taps, side by side, ``[tokens, width]``, of tokens that stay for now.
 
         They stand at ``start`` and after it, in place of all that was read of these positions and later ones. What a
         drafter's own passes gave is replaced in the end by what verification gave.
         """
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:  # noqa: B027, one without taps keeps nothing
         """The text is over."""
 
 
@@ -165,6 +167,15 @@ class WrappingDrafter(Drafter):
 
     def close(self) -> None:
         self._first.close()
+
+    def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
+        self._first.learn(context, proposal, checked, drawn)
+
+    def _learn_and_tell(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
+        """Let the other drafter, and whoever gives advice on it, hear how its proposal fared."""
+        self._first.learn(context, proposal, checked, drawn)
+        if context.advice:
+            context.advice.learn(proposal, checked)
 
 
 class NoDrafter(Drafter):
@@ -207,9 +218,7 @@ class Straight(WrappingDrafter):
         return proposal
 
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
-        self._first.learn(context, proposal, checked, drawn)
-        if context.advice:
-            context.advice.learn(proposal, checked)
+        self._learn_and_tell(context, proposal, checked, drawn)
 
 
 class Cascade(WrappingDrafter):
@@ -259,9 +268,7 @@ class Cascade(WrappingDrafter):
                 fed, self._level, first.rows(), range(len(fed)), confidences=True, likely=self._first.likely
             )
             checked = verify([choice.token for choice in drawn], first)
-            self._first.learn(inner, first, checked, drawn)
-            if context.advice:
-                context.advice.learn(first, checked)
+            self._learn_and_tell(inner, first, checked, drawn)
             context.keep(checked.path)
             if len(checked.path) > left:
                 context.cut(inner.position - 1 + left)
@@ -275,9 +282,7 @@ class Cascade(WrappingDrafter):
 
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
         if self._skipped:
-            self._first.learn(context, proposal, checked, drawn)
-            if context.advice:
-                context.advice.learn(proposal, checked)
+            self._learn_and_tell(context, proposal, checked, drawn)
 
     def _worth_of(self, inner: Context, confidences: Sequence[float]) -> Callable[[Proposal], int]:
         """How many tokens of a proposal are fed after drafted ones with ``confidences``."""

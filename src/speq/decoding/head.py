@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speq.decoding.drafters import Context, Drafter, Proposing
-from speq.decoding.race import after_noise
+from speq.decoding.race import by_chance
 from speq.decoding.verify import Proposal
 from speq.limits import BATCH_ROWS
 from speq.runtime.batch import Level
@@ -220,10 +220,7 @@ class HeadDrafter(Drafter):
     ) -> None:
         """Add what may follow a node."""
         reached, depth = (nodes[parent].reached, nodes[parent].depth) if parent >= 0 else (1.0, 0)
-        weights = dict(likely)
-        if not context.sampling.greedy:
-            weights = after_noise(weights, context.sampling.noise(list(weights), context.position + depth))
-        best = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+        best = by_chance(dict(likely), context.sampling, context.position + depth)
         for token, weight in best if self._tree else best[:1]:
             if reached * weight < _LEAST:
                 break
@@ -235,9 +232,8 @@ class HeadDrafter(Drafter):
         """The best nodes, the most probable first; a node is never more probable than its parent."""
         order = sorted(range(len(nodes)), key=lambda index: (-nodes[index].reached, index))[:limit]
         place = {index: at for at, index in enumerate(order)} | {-1: -1}
-        parents = [place[nodes[index].parent] for index in order]
-        return Proposal(
+        return Proposal.of_tree(
             [nodes[index].token for index in order],
             [nodes[index].confidence for index in order],
-            None if parents == list(range(-1, len(order) - 1)) else parents,
+            [place[nodes[index].parent] for index in order],
         )

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 from speq.decoding.drafters import Context, Drafter, Drawn, Proposing
 from speq.decoding.lookup import Lookup, Match
-from speq.decoding.race import after_noise
+from speq.decoding.race import by_chance
 from speq.decoding.successors import SuccessorTable
 from speq.decoding.verify import Proposal, Verification
 
@@ -70,8 +70,10 @@ class NgramDrafter(Drafter):
     def propose(self, context: Context) -> Proposing:
         yield from ()
         self._lookup.extend(context.tokens)
-        proposal, nodes = Proposal(parents=[]), min(context.limit, self._nodes)
-        assert proposal.parents is not None
+        nodes = min(context.limit, self._nodes)
+        tokens: list[int] = []
+        confidences: list[float] = []
+        parents: list[int] = []
         before, last = [None, *context.tokens[-2:], *context.tentative[-2:]][-2:]
         assert last is not None
         root = _Node(last, before, -1, 1.0, 1.0, ())
@@ -82,20 +84,18 @@ class NgramDrafter(Drafter):
         count = 0
         grown: _Node | None = root
         while grown is not None:
-            for node in self._children(context, grown, len(proposal.tokens) - 1):
+            for node in self._children(context, grown, len(tokens) - 1):
                 heapq.heappush(heap, (-node.reached, count, node))
                 count += 1
             grown = None
-            while heap and len(proposal.tokens) < nodes and grown is None:
+            while heap and len(tokens) < nodes and grown is None:
                 node = heapq.heappop(heap)[2]
-                proposal.tokens.append(node.token)
-                proposal.confidences.append(node.confidence)
-                proposal.parents.append(node.parent)
+                tokens.append(node.token)
+                confidences.append(node.confidence)
+                parents.append(node.parent)
                 self._rows.append(node)
                 grown = node
-        if proposal.parents == list(range(-1, len(proposal.tokens) - 1)):
-            proposal.parents = None
-        return proposal
+        return Proposal.of_tree(tokens, confidences, parents)
 
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
         """Fill the table from what was drawn, and note how the look-up did."""
@@ -123,9 +123,7 @@ class NgramDrafter(Drafter):
             rest = (1 - sure) / max(1 - weights.get(token, 0.0), 1e-6)
             weights = {each: min(weight * rest, 1 - sure) for each, weight in weights.items() if each != token}
             weights[token] = sure
-        if not context.sampling.greedy:
-            weights = after_noise(weights, context.sampling.noise(list(weights), context.position + len(node.path)))
-        best = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+        best = by_chance(weights, context.sampling, context.position + len(node.path))
         children = []
         for each, weight in best if self._tree else best[:1]:
             if node.reached * weight < _LEAST:

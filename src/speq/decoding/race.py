@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from speq.runtime.sampling import Sampling
+
 
 def after_noise(weights: dict[int, float], noise: Sequence[float]) -> dict[int, float]:
     """How probably each token wins the race, given guessed probabilities and its noise."""
     runs = [weight / each for weight, each in zip(weights.values(), noise, strict=True)]
     whole, known = sum(runs), sum(weights.values())
     return {token: known * run / whole for token, run in zip(weights, runs, strict=True)} if whole > 0 else weights
+
+
+def by_chance(weights: dict[int, float], sampling: Sampling, position: int) -> list[tuple[int, float]]:
+    """Guessed probabilities of the token at ``position``, after its noise, the likeliest to be drawn first."""
+    if not sampling.greedy:
+        weights = after_noise(weights, sampling.noise(list(weights), position))
+    return sorted(weights.items(), key=lambda item: (-item[1], item[0]))

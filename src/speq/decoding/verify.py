@@ -43,15 +43,21 @@ class Proposal:
                 line.append(index)
         return line
 
+    @staticmethod
+    def of_tree(tokens: list[int], confidences: list[float], parents: list[int]) -> Proposal:
+        """A tree, or the chain that it is."""
+        is_chain = parents == list(range(-1, len(tokens) - 1))
+        return Proposal(tokens, confidences, None if is_chain else parents)
+
     def beginning(self, count: int) -> Proposal:
         """The first so many tokens; fewer if there are fewer."""
         if count >= len(self.tokens):
             return self
         count = max(count, 0)
-        parents = None if self.parents is None else self.parents[:count]
-        if parents == list(range(-1, count - 1)):
-            parents = None
-        return Proposal(self.tokens[:count], self.confidences[:count], parents)
+        tokens, confidences = self.tokens[:count], self.confidences[:count]
+        if self.parents is None:
+            return Proposal(tokens, confidences)
+        return Proposal.of_tree(tokens, confidences, self.parents[:count])
 
     def rows(self) -> list[int] | None:
         """Parents of the rows of a pass over the sequence's last token and the proposal; ``None`` for a chain."""
