@@ -82,15 +82,10 @@ class _LevelCosts:
 
     def __init__(self, one: float, slope: float) -> None:
         self._one, self._slope = one, slope
-        self._is_cold = True
+        self.is_cold = True  # until the first pass, which brings the weights into memory
         self._line = Line()
         self.sizes: dict[int, Average] = {}
         self._known: dict[float, float] = {}  # what of() has found since the last pass
-
-    def is_cold(self) -> bool:
-        """Whether this is the first pass, which brings the weights into memory."""
-        was_cold, self._is_cold = self._is_cold, False
-        return was_cold
 
     def add(self, rows: int, cost: float) -> None:
         self._line.add(rows, cost)
@@ -104,7 +99,7 @@ class _LevelCosts:
         if rows in self._known:
             return self._known[rows]
         if not self.sizes:
-            cost = self._one + self._slope * (rows - 1)
+            cost = self.on_line(rows)
         elif rows == 1 and 1 in self.sizes:
             cost = self.sizes[1].value
         else:
@@ -126,6 +121,7 @@ class _LevelCosts:
         return y + min(max(slope, 0.0), y / x) * (rows - x)
 
     def on_line(self, rows: float) -> float:
+        """Of a pass over so many rows by the line through all sizes, or as it is believed before any is known."""
         if not self._line.count:
             return self._one + self._slope * (rows - 1)
         return self._line.at(rows, self._slope)
@@ -141,7 +137,8 @@ class PassCosts:
     def observe(self, level: Level, rows: int, seconds: float, *, of_prompts: bool = False) -> None:
         """Take the time of one pass; ``of_prompts`` is of another kind, and only brings the weights into memory."""
         costs, seconds = self._levels[level], max(seconds, 1e-9)
-        if costs.is_cold() or of_prompts:
+        was_cold, costs.is_cold = costs.is_cold, False
+        if was_cold or of_prompts:
             return
         size = costs.sizes.get(rows)
         # A size of which little is known tells nothing of the machine, unless nothing else is known.
@@ -157,7 +154,7 @@ class PassCosts:
     def took(self, level: Level, rows: int, seconds: float) -> float:
         """What one pass has cost; a pass that was held up counts as one of twice its cost at most."""
         usual = self.of(level, rows)
-        return min(seconds / self._speed.value / self._plain, 2 * usual) if self._speed.count else usual
+        return min(self.of_seconds(seconds), 2 * usual) if self._speed.count else usual
 
     def of_seconds(self, seconds: float) -> float:
         """What so much time is worth, in plain passes of one row; 0 while no pass was timed."""

@@ -150,7 +150,7 @@ class Policy:
                 best, most = count, rate
         if not or_draft or self._pauses:
             return best
-        return best if best and most > max(self._drafting_rate(), self._promise(proposal)) else None
+        return best if best and most > max(self._drafting_rate(), self._promise(reached)) else None
 
     def learn(self, proposal: Proposal, checked: Verification) -> None:
         """Hear how a first stage's proposal fared, at whatever level."""
@@ -230,12 +230,12 @@ class Policy:
         believed = _BELIEF * max(self._exact(1), now.cost / now.weight if now.weight else 0.0)
         return (now.tokens + believed * expected) / (now.cost + believed)
 
-    def _promise(self, proposal: Proposal) -> float:
-        """The rate of a round with one draft pass over a beginning of the proposal."""
+    def _promise(self, reached: Sequence[float]) -> float:
+        """The rate of a round with one draft pass over a beginning of a proposal whose tokens are right so probably."""
         costs, load, mean = self._situation.costs, self._situation.load, self._draft.mean
         drafted, most = 1.0, 0.0
-        for count, reached in enumerate([0.0, *self._first.reached(proposal)]):
-            drafted += reached
+        for count, each in enumerate([0.0, *reached]):
+            drafted += each
             cost = costs.of("draft", load * (count + 1)) / load + self._exact(drafted + 1) + self._own.value
             most = max(most, (1 + mean * drafted) / cost)
         return most
