@@ -62,12 +62,12 @@ def verify(
         raise click.UsageError("verify chooses its own context: leave out --context")
     texts = [prompt.text for prompt in (read_prompts(path, 4) if path else builtin_prompts(4))]
     with ProgressBars() as progress:
-        loaded = load(model, threads=threads, draft_head=draft_head, progress=progress)
+        head = read_head(expanded(str(draft_head))) if draft_head else None
+        loaded = load(model, threads=threads, progress=progress)
         if loaded.tokenizer is None:
             raise SpeqError(f"{model} has no tokenizer, and verify needs text: give a model that has one")
         prompts = [loaded.encode(text, raw=True)[:40] for text in texts]
         converted = load_converted(converted_model(model, progress=progress))
-        head = read_head(expanded(str(draft_head))) if draft_head else None
         subject = Subject(converted, prompts, loaded.threads, max_tokens, head)
         done: list[Outcome] = []
         for outcome in outcomes(subject):

@@ -7,7 +7,7 @@ in for the hidden state when the head goes on by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,9 +143,10 @@ def build_head_program(config: HeadConfig) -> StepProgram:
         LMHead(HIDDEN, "lm_head.weight", norm("norm")),
         Sample(),
     ]
-    return StepProgram(
-        ops=tuple(ops),
-        buffers={
+    return _program(
+        config,
+        ops,
+        {
             FEATURES: len(config.taps) * config.hidden_size,
             HIDDEN: config.hidden_size,
             EMBEDDED: config.hidden_size,
@@ -153,24 +154,23 @@ def build_head_program(config: HeadConfig) -> StepProgram:
             "attention": config.heads * config.head_dim,
             "gated": config.inner,
         },
-        layers=1,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        vocab_size=config.vocabulary,
-        inv_freq=config.rotary.inv_freq,
-        rotary_scale=config.rotary.scale,
+        config.vocabulary,
     )
 
 
 def build_embedding_program(config: HeadConfig) -> StepProgram:
     """The model's embedding alone, under the model's name for it."""
+    return _program(config, [Embed(EMBEDDING, EMBEDDED)], {EMBEDDED: config.hidden_size}, config.model_vocabulary)
+
+
+def _program(config: HeadConfig, ops: Sequence[Operator], buffers: dict[str, int], vocabulary: int) -> StepProgram:
     return StepProgram(
-        ops=(Embed(EMBEDDING, EMBEDDED),),
-        buffers={EMBEDDED: config.hidden_size},
+        ops=tuple(ops),
+        buffers=buffers,
         layers=1,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
-        vocab_size=config.model_vocabulary,
+        vocab_size=vocabulary,
         inv_freq=config.rotary.inv_freq,
         rotary_scale=config.rotary.scale,
     )

@@ -28,7 +28,7 @@ from speq.models.head import (
     program_parameters,
 )
 from speq.models.head_files import StoredHead
-from speq.runtime.engine import Backend
+from speq.runtime.engine import Backend, Engine
 from speq.runtime.kv import KVHandle, KVPool
 from speq.runtime.sampling import Sampling
 
@@ -145,3 +145,18 @@ class ExecutedHead:
         self._step.run_part(rows, FUSE, self._operators)
         likely = [[(self._known[token], p) for token, p in found] for _, _, found in self._step.drawn()]
         return self._hidden[:count].copy(), likely
+
+
+def head_of(
+    engine: Engine, stored: StoredHead, *, backend: Backend = "native", threads: int | None = None
+) -> ExecutedHead:
+    """A head for the sequences of an engine.
+
+    Raises:
+        SpeqError: it is a head of another model, or the system refuses the addresses or the threads.
+    """
+    stored.check_fits(engine.config)
+    limits = engine.limits
+    return ExecutedHead(
+        stored, engine.embedding, context=limits.context, sequences=limits.sequences, backend=backend, threads=threads
+    )

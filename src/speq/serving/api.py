@@ -404,7 +404,6 @@ def load(
     from speq.models.tokenizer import Tokenizer, end_ids
     from speq.processors import checked_threads
     from speq.runtime.engine import Engine as ModelEngine
-    from speq.runtime.head import ExecutedHead
 
     threads = checked_threads(threads)
     stored = read_head(expanded(str(draft_head))) if draft_head is not None else None
@@ -413,15 +412,9 @@ def load(
     engine = ModelEngine(converted, backend=backend, threads=threads, context=context, sequences=sequences)
     head = None
     if stored is not None:
-        stored.check_fits(engine.config)
-        head = ExecutedHead(
-            stored,
-            engine.embedding,
-            context=engine.limits.context,
-            sequences=sequences,
-            backend=backend,
-            threads=threads,
-        )
+        from speq.runtime.head import head_of
+
+        head = head_of(engine, stored, backend=backend, threads=threads)
     tokenizer = Tokenizer(path, name=str(name)) if converted.tokenizer else None
     ends = tokenizer.eos_ids if tokenizer else end_ids(path, str(name))
     return_freed_memory()

@@ -24,7 +24,7 @@ from speq.limits import PAGE
 from speq.models.head_files import StoredHead
 from speq.runtime.batch import Batch, Engine, Level, Limits, Output, Span
 from speq.runtime.engine import Engine as ModelEngine
-from speq.runtime.head import ExecutedHead
+from speq.runtime.head import head_of
 from speq.runtime.kv import KVHandle, KVPool
 from speq.runtime.sampling import Sampling
 from speq.serving.api import Model
@@ -34,7 +34,6 @@ _CONTEXT = 4 * PAGE
 _TOKENS = 64  # of a text whose logits are compared
 _TREES = (9, 33, 64)  # rows
 _LENGTHS = (1, 4, 8, 16, None)
-_OTHER_DRAFTS = (("cascade", 8), ("ngram", 3), ("ngram", None), ("auto", None))
 _SAMPLINGS = {
     "greedy": Sampling(),
     "sampled": Sampling(temperature=0.8, top_k=50, top_p=0.95, min_p=0.01, seed=11),
@@ -89,13 +88,7 @@ class Subject:
         self._converted, self._threads = converted, threads
         self.prompts, self.new_tokens = [list(prompt) for prompt in prompts], new_tokens
         self.base = self.engine()
-        self.head = None
-        if head is not None:
-            head.check_fits(self.base.config)
-            limits = self.base.limits
-            self.head = ExecutedHead(
-                head, self.base.embedding, context=limits.context, sequences=limits.sequences, threads=threads
-            )
+        self.head = head_of(self.base, head, threads=threads) if head else None
         ids = [token for prompt in self.prompts for token in prompt]
         self.tokens = (ids * (-(-_TOKENS // len(ids))))[:_TOKENS]
         self.alone = rows_of(self.base, self.tokens, [1] * _TOKENS)
