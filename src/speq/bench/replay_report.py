@@ -214,16 +214,19 @@ def _rows(found: dict[str, list[Replayed]], settings: Sequence[Setting]) -> list
         categories += [group for group in each.text.groups if group not in categories]
     categories.sort(key=lambda group: (group != ALL, group))
     fixed = [str(setting) for setting in settings if setting.length is not None or setting.draft == "none"]
+    by_category = {
+        category: {
+            policy: [each for each in replayed if category in each.text.groups and each.tokens]
+            for policy, replayed in found.items()
+        }
+        for category in categories
+    }
     rows = []
-    for policy, replayed in found.items():
-        for category in categories:
-            own = [each for each in replayed if category in each.text.groups and each.tokens]
+    for policy in found:
+        for category, others in by_category.items():
+            own = others[policy]
             if not own:
                 continue
-            others = {
-                name: [each for each in found[name] if category in each.text.groups and each.tokens]
-                for name in {*fixed, CLAIRVOYANT, *(["none"] if "none" in found else [])}
-            }
             rate = _rate(own)
             rounds = sum(len(each.rounds) for each in own)
             measured = [each.text.measured[policy] for each in own if policy in each.text.measured]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,11 +87,26 @@ _SAMPLING = (
 )
 
 
-def _sampled(command: Command) -> Command:
-    """Add how tokens are drawn."""
+def _sampled(command: Callable[..., int]) -> Callable[..., int]:
+    """Add how tokens are drawn, which the command receives as ``sampling``."""
+
+    @functools.wraps(command)
+    def sampled(*arguments: Any, temperature: float, top_p: float, seed: int, **options: Any) -> int:
+        from speq.runtime.sampling import Sampling
+
+        sampling = Sampling(temperature, top_p=top_p, seed=seed if temperature else None)
+        return command(*arguments, sampling=sampling, **options)
+
     for option in reversed(_SAMPLING):
-        command = option(command)
-    return command
+        sampled = option(sampled)
+    return sampled
+
+
+def _drafts(name: str, help: str, default: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """An option that names drafts, as ``settings``."""
+    return click.option(
+        name, "settings", metavar="NAME[:K]", multiple=True, default=default, callback=_settings, help=help
+    )
 
 
 def _timing(command: Callable[..., None]) -> Callable[..., None]:
@@ -197,15 +213,11 @@ def peers(
 @_model
 @_prompt_files
 @_count
-@click.option(
+@_drafts(
     "--draft",
-    "settings",
-    metavar="NAME[:K]",
-    multiple=True,
-    default=("auto",),
-    callback=_settings,
-    help=f"A draft ({', '.join(FREE_DRAFTS)}), with K tokens each round if given; may be given several times.  "
+    f"A draft ({', '.join(FREE_DRAFTS)}), with K tokens each round if given; may be given several times.  "
     "[default: auto]",
+    ("auto",),
 )
 @_new_tokens
 @_sampled
@@ -226,9 +238,6 @@ def spec(
     prompt_paths: tuple[Path, ...],
     count: int | None,
     settings: list[Setting],
-    temperature: float,
-    top_p: float,
-    seed: int,
     html_path: Path | None,
     json_path: Path | None,
     csv_path: Path | None,
@@ -240,7 +249,6 @@ def spec(
     Ctrl-C ends the measurement with the figures so far.
     """
     from speq.bench.spec_report import choose_prompts, spec_report
-    from speq.runtime.sampling import Sampling
 
     _check_writable(json_path, csv_path, html_path)
     if html_path:
@@ -249,15 +257,9 @@ def spec(
 
         require_matplotlib()
     chosen = choose_prompts(prompt_paths, count)
-    sampling = Sampling(temperature, top_p=top_p, seed=seed if temperature else None)
     path = _resolve(model)
     with ProgressBars() as progress:
-
-        def say(line: str) -> None:
-            progress.close()
-            note(line)
-
-        outcome = spec_report(model, path, chosen, settings, sampling=sampling, progress=progress, say=say, **options)
+        outcome = spec_report(model, path, chosen, settings, progress=progress, say=_say_beside(progress), **options)
     _finish(outcome.report, json_path, csv_path)
     if html_path:
         from speq.checkpoint.storage import replace_file, writing_to
@@ -272,15 +274,11 @@ def spec(
 @click.argument("out", type=click.Path(path_type=Path))
 @_prompt_files
 @_count
-@click.option(
+@_drafts(
     "--draft",
-    "settings",
-    metavar="NAME[:K]",
-    multiple=True,
-    default=("auto",),
-    callback=_settings,
-    help="Also generate with this draft, so that its replay has something to be compared with; may be given several "
+    "Also generate with this draft, so that its replay has something to be compared with; may be given several "
     "times.  [default: auto]",
+    ("auto",),
 )
 @_new_tokens
 @_sampled
@@ -291,9 +289,6 @@ def record(
     out: Path,
     prompt_paths: tuple[Path, ...],
     count: int | None,
-    temperature: float,
-    top_p: float,
-    seed: int,
     **options: Any,
 ) -> int:
     """Write to the file OUT what every way of drafting the answers would meet, and what passes cost on this machine.
@@ -302,19 +297,12 @@ def record(
     """
     from speq.bench.replay_report import record as record_prompts
     from speq.bench.spec_report import choose_prompts
-    from speq.runtime.sampling import Sampling
 
     _check_writable(out)
     chosen = choose_prompts(prompt_paths, count)
-    sampling = Sampling(temperature, top_p=top_p, seed=seed if temperature else None)
     path = _resolve(model)
     with ProgressBars() as progress:
-
-        def say(line: str) -> None:
-            progress.close()
-            note(line)
-
-        recorded = record_prompts(model, path, out, chosen, sampling=sampling, progress=progress, say=say, **options)
+        recorded = record_prompts(model, path, out, chosen, progress=progress, say=_say_beside(progress), **options)
     for line in chosen.notes:
         note(line)
     click.echo(f"{out}: {recorded.texts} of {recorded.wanted} prompts")
@@ -326,13 +314,9 @@ def record(
 
 @bench.command(short_help="Try policies on recorded prompts.")
 @click.argument("recordings", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@_drafts(
     "--policy",
-    "settings",
-    metavar="NAME[:K]",
-    multiple=True,
-    callback=_settings,
-    help=f"A draft ({', '.join(FREE_DRAFTS)}), with K tokens each round if given; may be given several times.  "
+    f"A draft ({', '.join(FREE_DRAFTS)}), with K tokens each round if given; may be given several times.  "
     "[default: all, and fixed lengths of those that have one]",
 )
 @_json
@@ -391,6 +375,16 @@ def _resolve(model: str) -> Path:
 
 def _say(text: str) -> None:
     note(text)
+
+
+def _say_beside(progress: ProgressBars) -> Callable[[str], None]:
+    """Says a line where bars are drawn."""
+
+    def say(line: str) -> None:
+        progress.close()
+        note(line)
+
+    return say
 
 
 def _finish(report: Report, json_path: Path | None, csv_path: Path | None) -> None:
