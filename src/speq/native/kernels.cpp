@@ -76,6 +76,12 @@ Kernels make_kernels() {
         .draft_rows = [](const SplitWeight& w) -> Kernels::DraftRows {
             return with_format(w, []<class F>(F) -> Kernels::DraftRows { return draft_rows<F>; });
         },
+        .prepare_draft = []([[maybe_unused]] const SplitWeight& w) -> Kernels::PrepareFew {
+#if SPEQ_AVX512BF16 || !SPEQ_AVX2
+            if (w.dtype == DType::bf16) return prepare_few<DType::bf16>;
+#endif
+            return nullptr;
+        },
         .draft_few = []([[maybe_unused]] const SplitWeight& w) -> Kernels::ExactRows {
 #if SPEQ_AVX512BF16 || !SPEQ_AVX2
             if (w.dtype == DType::bf16)

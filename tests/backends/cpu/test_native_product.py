@@ -72,7 +72,9 @@ def test_the_draft_of_a_token_is_the_same_in_any_company(case, isa: str) -> None
         np.testing.assert_array_equal(together.view(np.uint32), alone[first:last].view(np.uint32))
 
 
-DRAFTS_OF_FEW = [isa for isa in ("avx512bf16", "portable") if isa in available_isas()]
+BF16_DRAFTS_OF_FEW = [isa for isa in ("avx512bf16", "portable") if isa in available_isas()]
+DRAFTS_ON_TILES = [isa for isa in ("amx",) if isa in available_isas()]
+DRAFTS_OF_FEW = [*BF16_DRAFTS_OF_FEW, *DRAFTS_ON_TILES]
 
 
 @pytest.fixture(params=itertools.product(["nested", "e3m0"], [32, 64, 128]), ids=lambda f: "-".join(map(str, f)))
@@ -94,7 +96,7 @@ def few(request: pytest.FixtureRequest) -> tuple[SplitTensor, NDArray[np.float32
 def test_the_draft_of_few_has_the_same_bits_on_all_instruction_sets(few, tokens: int) -> None:
     tensor, x = few
     portable = _devtools.multiply("portable", matrix(tensor), x[:tokens], "draft of few")
-    for isa in DRAFTS_OF_FEW:
+    for isa in BF16_DRAFTS_OF_FEW:
         found = _devtools.multiply(isa, matrix(tensor), x[:tokens], "draft of few")
         np.testing.assert_array_equal(found.view(np.uint32), portable.view(np.uint32))
 
@@ -119,12 +121,42 @@ def test_the_draft_of_few_multiplies_draft_values_by_rounded_activations(few) ->
     assert np.linalg.norm(found - rounded @ weights.T) < 2.0**-9 * np.linalg.norm(rounded @ weights.T)
 
 
+def assert_same_products(tensor: SplitTensor, x: NDArray[np.float32], isa: str) -> None:
+    """A draft on tiles adds the numbers that the draft of bytes adds, in another order."""
+    found = _devtools.multiply(isa, matrix(tensor), x, "draft of few")
+    expected = _devtools.multiply("portable", matrix(tensor), x, "draft")
+    summed = np.abs(x.astype(np.float64)) @ np.abs(draft_values(tensor).astype(np.float64)).T
+    assert (np.abs(found.astype(np.float64) - expected) <= 2.0**-20 * summed + 1e-38).all()
+
+
+@pytest.mark.parametrize("isa", DRAFTS_ON_TILES)
+@pytest.mark.parametrize("tokens", [1, 2, 7, 15, 16])
+def test_a_draft_on_tiles_adds_what_the_draft_of_bytes_adds(case, tokens: int, isa: str) -> None:
+    tensor, _, x = case
+    assert_same_products(tensor, x[:tokens], isa)
+
+
+@pytest.mark.parametrize("isa", DRAFTS_ON_TILES)
+def test_a_draft_on_tiles_takes_numbers_of_all_sizes(few, isa: str) -> None:
+    tensor, x = few
+    assert_same_products(tensor, x, isa)
+
+
+@pytest.mark.parametrize("isa", DRAFTS_ON_TILES)
+@pytest.mark.parametrize("rows", range(1, 34))
+def test_a_draft_on_tiles_has_any_number_of_rows(rows: int, isa: str) -> None:
+    rng = np.random.default_rng(rows)
+    tensor = encode(from_float32(rng.standard_normal((rows, 130)).astype(np.float32), "bf16"), Spec.default("nested"))
+    assert_same_products(tensor, rng.standard_normal((5, 130)).astype(np.float32), isa)
+
+
 def test_what_has_no_draft_of_few_says_so(few) -> None:
     tensor, x = few
     half = encode(from_float32(np.ones((4, 64), np.float32), "fp16"), Spec.default("nested", "fp16", 64))
     for isa in available_isas():
-        with pytest.raises(ValueError, match="no such product"):
-            _devtools.multiply(isa, matrix(half), np.ones((1, 64), np.float32), "draft of few")
+        if isa not in DRAFTS_ON_TILES:
+            with pytest.raises(ValueError, match="no such product"):
+                _devtools.multiply(isa, matrix(half), np.ones((1, 64), np.float32), "draft of few")
         if isa not in DRAFTS_OF_FEW:
             with pytest.raises(ValueError, match="no such product"):
                 _devtools.multiply(isa, matrix(tensor), x, "draft of few")

@@ -64,10 +64,10 @@ def run(step, *args, **options):
 
 
 def run_alone(step, tokens, start, *, isa, draft, parents=None):
-    """Logits of a span without neighbours. Where BF16 dot products draft several rows, a row alone is drafted from
-    bytes instead and has a companion here.
+    """Logits of a span without neighbours. Where BF16 dot products or tiles draft several rows, a row alone is drafted
+    in another way and has a companion here.
     """
-    if draft and isa == "avx512bf16" and len(tokens) == 1:
+    if draft and isa in ("avx512bf16", "amx") and len(tokens) == 1:
         return run(step, np.repeat(tokens, 2), start, draft=True)[:1]
     return run(step, tokens, start, draft=draft, parents=parents)
 

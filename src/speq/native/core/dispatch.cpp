@@ -21,6 +21,13 @@ namespace avx512bf16 {
 Kernels make_kernels();
 }
 #endif
+#ifdef SPEQ_AMX
+// draft/draft_amx.cpp
+namespace amx {
+bool has_tiles();
+Kernels with_tiles(Kernels);
+}  // namespace amx
+#endif
 
 namespace {
 
@@ -67,6 +74,15 @@ bool dot_products_pay() {
     static const bool pay = quickest(run_dot_products) < 2.5 * quickest(run_multiply_adds);
     return pay;
 }
+
+bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+#ifdef SPEQ_AMX
+bool has_amx() {
+    static const bool has = has_avx512() && amx::has_tiles();
+    return has;
+}
 #endif
 
 struct Candidate {
@@ -77,9 +93,12 @@ struct Candidate {
 
 const std::vector<Candidate>& candidates() {
     static const std::vector<Candidate> all = {
+#ifdef SPEQ_AMX
+        {has_amx,
+         amx::with_tiles(has_avx512bf16() && dot_products_pay() ? avx512bf16::make_kernels() : avx512::make_kernels())},
+#endif
 #ifdef SPEQ_X86
-        {[] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }, avx512bf16::make_kernels(),
-         dot_products_pay},
+        {has_avx512bf16, avx512bf16::make_kernels(), dot_products_pay},
         {has_avx512, avx512::make_kernels()},
         {[] {
              return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");

@@ -117,7 +117,9 @@ struct Kernels {
     // Packs those of up to kFewTokens tokens, `stride` floats apart, in at most as many floats as kFewTokens rows have.
     PrepareFew (*prepare_few)(const SplitWeight&);
     DraftRows (*draft_rows)(const SplitWeight&);
-    // The draft of up to kFewTokens tokens with the activations of the exact product; null where there is none.
+    // The draft of up to kFewTokens tokens together, whose activations prepare_draft has packed, in at most as many
+    // floats as kFewTokens rows have; both null where there is none.
+    PrepareFew (*prepare_draft)(const SplitWeight&);
     ExactRows (*draft_few)(const SplitWeight&);
     bool drafts_few;  // whether this set drafts with draft_few, where there is one, and not with draft_rows
     Quantise (*quantise)(const SplitWeight&);

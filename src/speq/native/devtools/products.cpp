@@ -37,7 +37,7 @@ nb::ndarray<nb::numpy, float> multiply(const std::string& isa, const HeldWeight&
         const auto draft_few = k.draft_few(w);
         require(draft_few != nullptr && tokens <= kFewTokens, "there is no such product");
         auto rows = make_aligned<float>(static_cast<size_t>(kFewTokens) * padded);
-        k.prepare_few(w)(input.get(), padded, tokens, padded, rows.get());
+        k.prepare_draft(w)(input.get(), padded, tokens, padded, rows.get());
         draft_few(w, {rows.get(), static_cast<size_t>(padded), tokens}, 0, w.row_blocks(), y.get(), nullptr);
     } else if (product == "exact") {
         auto scratch = make_aligned<float>(exact_scratch(tokens));

@@ -52,7 +52,7 @@ class ProductInput {
         if (!draft_) return m.exact_rows(m.weight, prepared(m), begin, end, out, scratch_.strip.get());
         if (m.draft_few && count_ > 1)
             return draft(begin, end, out, [&](int first, int tokens, float* y) {
-                m.draft_few(m.weight, packed(m, first, tokens), begin, end, y, scratch_.strip.get());
+                m.draft_few(m.weight, packed(m.prepare_draft, first, tokens), begin, end, y, scratch_.strip.get());
             });
         draft(begin, end, out, [&](int first, int tokens, float* y) {
             const DraftRow* rows = scratch_.draft.rows();
@@ -99,17 +99,17 @@ class ProductInput {
     }
 
     Activations prepared(const BoundWeight& m) {
-        if (count_ <= kFewTokens) return packed(m, 0, count_);
+        if (count_ <= kFewTokens) return packed(m.prepare_few, 0, count_);
         const float* rows = m.prepare_row ? step_.shared_input() : normalised();
         return {rows, static_cast<size_t>(x_.stride), count_};
     }
 
     // A few tokens from `first` on. Each worker packs its own copy of them: cheaper than sharing with a barrier.
-    Activations packed(const BoundWeight& m, int first, int tokens) {
+    Activations packed(Kernels::PrepareFew prepare, int first, int tokens) {
         const size_t stride = static_cast<size_t>(x_.stride);
-        if (packed_for_ != m.prepare_few || packed_first_ != first) {
-            m.prepare_few(normalised() + offset(first), stride, tokens, x_.stride, scratch_.rows.get());
-            packed_for_ = m.prepare_few;
+        if (packed_for_ != prepare || packed_first_ != first) {
+            prepare(normalised() + offset(first), stride, tokens, x_.stride, scratch_.rows.get());
+            packed_for_ = prepare;
             packed_first_ = first;
         }
         return {scratch_.rows.get(), stride, tokens};

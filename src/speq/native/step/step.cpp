@@ -37,6 +37,7 @@ int Step::add_matrix(const SplitWeight& weight) {
     complete.escape_deltas = deltas.get();
     matrices_.push_back({complete, kernels_.exact_rows(weight), kernels_.prepare_row(weight),
                          kernels_.prepare_few(weight), kernels_.draft_rows(weight),
+                         kernels_.drafts_few ? kernels_.prepare_draft(weight) : nullptr,
                          kernels_.drafts_few ? kernels_.draft_few(weight) : nullptr, kernels_.quantise(weight),
                          kernels_.decode_row(weight), std::move(deltas)});
     return static_cast<int>(matrices_.size()) - 1;

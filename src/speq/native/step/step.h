@@ -44,7 +44,8 @@ struct BoundWeight {  // a split weight with the kernels for its format
     Kernels::PrepareRow prepare_row;
     Kernels::PrepareFew prepare_few;
     Kernels::DraftRows draft_rows;
-    Kernels::ExactRows draft_few;  // or null
+    Kernels::PrepareFew prepare_draft;  // or null
+    Kernels::ExactRows draft_few;       // or null
     Kernels::Quantise quantise;
     Kernels::DecodeRow decode_row;
     Aligned<float> escape_deltas;
