@@ -224,8 +224,7 @@ class HeadDrafter(Drafter):
         for token, weight in best if self._tree else best[:1]:
             if reached * weight < _LEAST:
                 break
-            confidence = min(weight, 1.0)
-            nodes.append(_Node(token, parent, confidence, reached * confidence, depth + 1, state))
+            nodes.append(_Node(token, parent, weight, reached * weight, depth + 1, state))
 
     @staticmethod
     def _best(nodes: list[_Node], limit: int) -> Proposal:
