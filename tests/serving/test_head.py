@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+from heads import write_random_head
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,9 +18,7 @@ from speq.conversion.locate import converted_model
 from speq.decoding.drafters import Cascade, Straight
 from speq.decoding.head import HeadDrafter
 from speq.decoding.verify import Proposal
-from speq.models.config import model_config
 from speq.models.decoder import EMBEDDING
-from speq.models.head import HeadConfig, parameter_shapes
 from speq.models.head_files import read_head
 from speq.models.tensors import load_fitting
 from speq.runtime.head import ExecutedHead
@@ -28,21 +27,6 @@ from speq.serving.exactness import DisturbedDraw, Subject, check_drafts
 from speq.training.layout import write_head
 
 SAMPLINGS = [Sampling(), Sampling(0.8, top_k=30, top_p=0.95, seed=3), Sampling(1.3, seed=5)]
-
-
-def write_random_head(path, config, *, seed=0, known=120, **entries):
-    """A head with random weights for a model of such a config."""
-    entries = {**config, **entries}
-    sizes = HeadConfig.of(model_config(entries), 80, known, (1, 1, 2))
-    rng = np.random.default_rng(seed)
-    parameters = {
-        name: (rng.standard_normal(shape) * (1.5 / shape[-1] ** 0.5 if len(shape) == 2 else 0.2) + (len(shape) == 1))
-        for name, shape in parameter_shapes(sizes).items()
-    }
-    path.mkdir()
-    ids = np.sort(rng.permutation(entries["vocab_size"])[:known])
-    write_head(path, sizes, {n: p.astype(np.float32) for n, p in parameters.items()}, ids, entries, "tiny", 4, {})
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +130,7 @@ def test_no_token_depends_on_a_head(model, data):
     nodes, tree = data.draw(st.integers(1, 15)), data.draw(st.booleans())
 
     def first():
-        return HeadDrafter(model._head, nodes, tree=tree)
+        return HeadDrafter(model.head, nodes, tree=tree)
 
     def nested():
         return Cascade(Cascade(first(), 3), 2, "draft")
@@ -193,7 +177,7 @@ def test_states_are_those_of_the_positions_they_are_said_to_stand_at(model, torc
     prompt = np.random.default_rng(3).integers(0, 255, 70).tolist()
     model.reset()
     result = model.generate(
-        prompt, draft=lambda: made.append(Watched(model._head)) or Cascade(made[0], 4), max_new_tokens=30
+        prompt, draft=lambda: made.append(Watched(model.head)) or Cascade(made[0], 4), max_new_tokens=30
     )
     text = torch.tensor([[*prompt, *result.token_ids]])
     expected = torch_head[0].read(text, (1, 1, 2)).features["exact"][0].numpy()
@@ -217,7 +201,7 @@ def test_proposals_in_use_are_the_chains_of_the_torch_code(model, torch_head):
     made, model_prompt = [], np.random.default_rng(4).integers(0, 255, 30).tolist()
     model.reset()
     result = model.generate(
-        model_prompt, draft=lambda: made.append(Watched(model._head, tree=False)) or made[0], max_new_tokens=40
+        model_prompt, draft=lambda: made.append(Watched(model.head, tree=False)) or made[0], max_new_tokens=40
     )
     text = torch.tensor([[*model_prompt, *result.token_ids]])
     features = target.read(text, (1, 1, 2)).features["exact"]
@@ -240,7 +224,7 @@ def test_every_beginning_of_a_proposal_is_its_most_probable_part(model, sampling
     made = []
     model.generate(
         [1, 2, 3],
-        draft=lambda: made.append(Watched(model._head)) or Cascade(made[0], 7),
+        draft=lambda: made.append(Watched(model.head)) or Cascade(made[0], 7),
         max_new_tokens=30,
         sampling=sampling,
     )
@@ -260,7 +244,7 @@ def test_a_second_text_takes_what_the_head_has_of_the_first(model):
     made = []
 
     def draft():
-        made.append(Watched(model._head))
+        made.append(Watched(model.head))
         return Cascade(made[-1])
 
     first = model.generate(prompt, draft=draft, max_new_tokens=20)
@@ -278,7 +262,7 @@ def test_pages_are_given_back_when_a_text_ends(model):
     stream.close()
     model.generate([5], draft="head", max_new_tokens=2)
     model.reset()
-    assert model._head.kv.used_pages == 0
+    assert model.head.kv.used_pages == 0
 
 
 def test_the_draft_head_needs_a_head(checkpoint):
@@ -346,7 +330,7 @@ def test_an_interruption_within_the_head_loses_no_token(model, monkeypatch, name
     model.reset()
     interrupted, other = (model.stream(prompt, draft="head", max_new_tokens=30) for prompt in prompts)
     found = [token for _ in range(3) for token in next(other).token_ids]
-    original, calls = getattr(model._head, name), []
+    original, calls = getattr(model.head, name), []
 
     def once(*arguments, **options):
         calls.append(1)
@@ -356,7 +340,7 @@ def test_an_interruption_within_the_head_loses_no_token(model, monkeypatch, name
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(model._head, name, once)
+        patch.setattr(model.head, name, once)
         with pytest.raises(KeyboardInterrupt):
             for _ in interrupted:
                 pass
@@ -365,10 +349,11 @@ def test_an_interruption_within_the_head_loses_no_token(model, monkeypatch, name
     assert model.generate(prompts[0], draft="head", max_new_tokens=30).token_ids == alone[0]
 
 
-def test_verify_tries_drafts_of_a_head(checkpoint, directory):
+def test_verify_tries_drafts_of_a_head(checkpoint, model):
     converted = load_fitting(converted_model(str(checkpoint)))
-    subject = Subject(converted, [[10, 200, 33, 33, 7], [65, 66, 67, 10, 65, 66]], 1, 12, read_head(directory))
-    without = Subject(converted, subject.prompts, 1, 12)
+    prompts = [[10, 200, 33, 33, 7], [65, 66, 67, 10, 65, 66]]
+    subject = Subject(converted, prompts, 1, 12, head=model.head)
+    without = Subject(converted, prompts, 1, 12)
     for sampling in SAMPLINGS:
         compared, differing = check_drafts(subject, subject.base, sampling)
         assert differing == 0

@@ -134,10 +134,13 @@ class Drafter(ABC):
         """Hear what a pass over ``context.last`` and the proposal has drawn, and what stays of the proposal."""
 
     def begin(self, tokens: Sequence[int]) -> int:
-        """Begin a text, anew if one has begun, when there are taps; returns of how many of its first tokens no hidden
-        states are needed.
-        """
+        """Begin a text, anew if one has begun; returns of how many of its first tokens no hidden states are needed."""
         return len(tokens)
+
+    def follow(self, tokens: Sequence[int]) -> None:  # noqa: B027, most have no use for a prompt before they propose
+        """Hear the first tokens of a text, its prompt or a part of it, while the prompt passes the model: for those who
+        have it pass another one, too.
+        """
 
     def read(  # noqa: B027, one without taps hears nothing
         self, tokens: Sequence[int], states: NDArray[np.float32], start: int, level: Level
@@ -148,7 +151,7 @@ class Drafter(ABC):
         drafter's own passes gave is replaced in the end by what verification gave.
         """
 
-    def close(self) -> None:  # noqa: B027, one without taps keeps nothing
+    def close(self) -> None:  # noqa: B027, most keep nothing
         """The text is over."""
 
 
@@ -161,6 +164,9 @@ class WrappingDrafter(Drafter):
 
     def begin(self, tokens: Sequence[int]) -> int:
         return self._first.begin(tokens)
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        self._first.follow(tokens)
 
     def read(self, tokens: Sequence[int], states: NDArray[np.float32], start: int, level: Level) -> None:
         self._first.read(tokens, states, start, level)

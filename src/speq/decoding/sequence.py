@@ -180,8 +180,9 @@ class Sequence:
 
     def _begin_drafter(self) -> None:
         """Forget so much of the cache as passes have to compute again for the drafter."""
+        known = self.request.drafter.begin(self.tokens)
         if self.taps:
-            self._pool.truncate(self.kv, min(self.kv.length, self.request.drafter.begin(self.tokens)))
+            self._pool.truncate(self.kv, min(self.kv.length, known))
 
     def recover(self) -> None:
         """Go on from the tokens so far after an exception in the middle of a step: they are right at any time."""
@@ -221,8 +222,7 @@ class Sequence:
         """Give the cache back; what was computed exactly is left there for a text that begins alike."""
         self.ask, self.ended = None, True
         self._coroutine.close()
-        if self.taps:
-            self.request.drafter.close()
+        self.request.drafter.close()
         if self._kv is not None:
             self._pool.close(self._kv)
 
@@ -267,6 +267,7 @@ class Sequence:
             ask = Ask(part, "exact", wanted=(left - 1,) if last else ())
             drawn = yield ask
             self._read(ask, range(len(part)))
+            self.request.drafter.follow(self.tokens[: self.kv.length])
             if self.request.on_prefill:
                 self.request.on_prefill(self._passes[-1])
             self._passes.clear()
