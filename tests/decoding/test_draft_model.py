@@ -115,6 +115,40 @@ def test_what_is_drafted_in_vain_is_forgotten_and_what_was_right_is_kept(mock_en
     assert stats.accepted < 0.2 * stats.drafted
 
 
+def test_another_model_computes_for_several_texts_in_one_pass(mock_engine):
+    counts = []
+    for number in (1, 4):
+        other = mock_engine(noise=0.0, sequences=4)
+        drafters = [ModelDrafter(other, 61) for _ in range(number)]
+        prompts = [[3, 1, 4, at] for at in range(number)]
+        generate(mock_engine(noise=0.0, sequences=4), drafters, prompts, SAMPLINGS[1], length=5, new=40)
+        counts.append(len(other.passes))
+    assert counts[1] < 1.5 * counts[0]
+
+
+def test_an_aside_costs_the_drafter_its_share(mock_engine):
+    """Two texts that ask for as many rows pay half of a pass each, as their drafters' own time."""
+
+    class Slow(mock_engine):
+        def run(self, batch):
+            model.now += 1.0
+            return super().run(batch)
+
+    model, rounds = mock_engine(noise=0.0, sequences=2), []
+    other = Slow(noise=0.0, sequences=2)
+    scheduler = Scheduler(model, model.clock)
+    for at in range(2):
+        drafter = Straight(ModelDrafter(other, 61))
+        request = Request([3, 1, at], SAMPLINGS[0], drafter, Policy(3), 20, on_round=rounds.append)
+        scheduler.add(scheduler.prepare(request))
+    while scheduler.running:
+        scheduler.step()
+    drafted = [each for each in rounds if each.own_seconds]
+    assert len(drafted) > 4
+    assert sum(each.own_seconds for each in rounds) == pytest.approx(len(other.passes))
+    assert min(each.own_seconds for each in drafted) < 1.7
+
+
 def test_nothing_is_proposed_that_is_not_worth_a_row(mock_engine):
     """Whoever checks says how many tokens he would take; a pass for more of them would be in vain."""
     other = mock_engine(noise=0.0)

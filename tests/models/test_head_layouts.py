@@ -14,9 +14,9 @@ from speq.errors import SpeqError
 from speq.formats import Spec, encode, from_float32, to_float32
 from speq.models.config import model_config
 from speq.models.head_files import read_head
+from speq.runtime.batch import HeadSpan
 from speq.runtime.engine import Ends
 from speq.runtime.head import ExecutedHead
-from speq.runtime.sampling import Sampling
 
 MODEL = {
     "model_type": "llama",
@@ -293,13 +293,13 @@ def test_a_head_of_every_layout_computes_what_its_layout_says(layout, backend, m
     tokens, features = rng.integers(0, 50, count + 1).tolist(), rng.standard_normal((count, width)).astype(np.float32)
     kv = head.kv.open()
 
-    def run(tokens, hidden, parents=None):
-        wanted = range(len(tokens))
-        return head.step(kv, tokens, hidden, parents=parents, wanted=wanted, sampling=Sampling(), draft=False)
+    def run(tokens, states, parents=None, of_model=False):
+        span = HeadSpan(kv, tokens, states, of_model=of_model, parents=parents, wanted=range(len(tokens)))
+        return head.run([span], draft=False)[0]
 
     outputs, likely = [], []
     for part in (slice(0, 3), slice(3, 7)):
-        out, found = run(tokens[1:][part], head.fuse(features[part]))
+        out, found = run(tokens[1:][part], features[part], of_model=True)
         head.kv.extend(kv, tokens[part], exact=True)
         outputs, likely = [*outputs, *out], [*likely, *found]
     path, states = [], expected.fused(torch.from_numpy(features).double())

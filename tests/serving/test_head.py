@@ -20,6 +20,7 @@ from speq.decoding.head import HeadDrafter
 from speq.decoding.verify import Proposal
 from speq.models.head_files import read_head
 from speq.models.tensors import load_fitting
+from speq.runtime.batch import HeadSpan
 from speq.runtime.engine import Engine
 from speq.runtime.head import ExecutedHead
 from speq.runtime.sampling import Sampling
@@ -90,7 +91,7 @@ def test_chains_of_the_executed_head_are_those_of_the_torch_code(checkpoint, dir
             # A tree in which every row but the last one leads to it, as drafting feeds it.
             read = [int(token) for token in tokens[start + 1 : start + 2 + step]]
             fed = np.concatenate([hidden, *[outputs[s][start : start + 1] for s in range(step)]])
-            out, (likely,) = head.step(kv, read, fed, wanted=[step], sampling=Sampling(), draft=False)
+            ((out, (likely,)),) = head.run([HeadSpan(kv, read, fed, wanted=[step])], draft=False)
             expected = outputs[step][start]
             np.testing.assert_allclose(out[-1], expected, rtol=0, atol=0.02 * np.abs(expected).max())
             row = logits[step][start]
@@ -111,7 +112,7 @@ def test_draft_codes_of_a_head_find_mostly_the_same_tokens(checkpoint, directory
     tokens, states = rng.integers(0, 259, 40).tolist(), rng.standard_normal((40, 192)).astype(np.float32)
     kv, hidden = head.kv.open(), head.fuse(states)
     exact, draft = (
-        head.step(kv, tokens, hidden, wanted=range(40), sampling=Sampling(), draft=draft)[1] for draft in (False, True)
+        head.run([HeadSpan(kv, tokens, hidden, wanted=range(40))], draft=draft)[0][1] for draft in (False, True)
     )
     assert np.mean([a[0][0] in [token for token, _ in b[:3]] for a, b in zip(exact, draft, strict=True)]) > 0.8
 
@@ -158,6 +159,32 @@ def test_no_token_depends_on_a_head_among_several_texts(model, data):
     alone = [model.generate(prompt, draft="none", **options).token_ids for prompt in prompts]
     draft = data.draw(st.sampled_from(["auto", "head", "head-direct"]))
     assert [found.token_ids for found in model.generate_many(prompts, draft=draft, **options)] == alone
+
+
+def test_heads_of_several_texts_run_in_one_pass(model, monkeypatch):
+    """And give each what they give it alone, to the bit."""
+    original, passes = model.head.run, []
+
+    def run(spans):
+        found = original(spans)
+        for span, (outputs, likely) in zip(spans, found, strict=True):
+            ((alone, likely_alone),) = original([span])
+            assert np.array_equal(outputs, alone)
+            assert likely == likely_alone
+        passes.append(len(spans))
+        return found
+
+    prompts = [list(range(at, at + 5 + 7 * at)) for at in range(5)]
+    options = {"max_new_tokens": 20, "ignore_ends": True, "sampling": SAMPLINGS[1]}
+    alone = [model.generate(prompt, draft="none", **options).token_ids for prompt in prompts]
+    model.reset()
+    with monkeypatch.context() as patch:
+        patch.setattr(model.head, "run", run)
+        for draft in ("head", "head-direct"):
+            together = model.generate_many(prompts, draft=draft, draft_length=6, **options)
+            assert [found.token_ids for found in together] == alone
+    assert max(passes) == 5
+    assert np.mean(passes) > 2
 
 
 class Watched(HeadDrafter):
@@ -388,7 +415,7 @@ def test_what_is_no_head_or_damaged_is_named(checkpoint, directory, tmp_path):
         read_head(path)
 
 
-@pytest.mark.parametrize("name", ["step", "fuse"])
+@pytest.mark.parametrize("name", ["run", "fuse"])
 def test_an_interruption_within_the_head_loses_no_token(model, monkeypatch, name):
     prompts = [list(range(30)), list(range(40, 60))]
     alone = [model.generate(prompt, draft="none", max_new_tokens=30).token_ids for prompt in prompts]

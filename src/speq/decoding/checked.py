@@ -57,8 +57,9 @@ class CheckedDrafter(WrappingDrafter):
         try:
             ask = next(inner)
             while True:
-                before, fed = fed, fed + len(ask.tokens)
-                self._check_ask(ask, fed)
+                if isinstance(ask, Ask):
+                    before, fed = fed, fed + len(ask.tokens)
+                    self._check_ask(ask, fed)
                 ask = inner.send((yield ask))
         except StopIteration as stop:
             return self._checked(stop.value, context.limit)

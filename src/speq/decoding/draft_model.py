@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from speq.decoding.drafters import Context, Drafter, Proposing
+from speq.decoding.drafters import Aside, Context, Drafter, Proposing
 from speq.decoding.verify import Proposal
 from speq.errors import SpeqError
 from speq.limits import MOST_CHECKED, QUICK_ROWS
-from speq.runtime.batch import Batch, Engine, Span
+from speq.runtime.batch import Batch, Engine, Output, Span
 from speq.runtime.kv import KVHandle
-from speq.runtime.sampling import Choice, Sampling
+from speq.runtime.sampling import Choice
 
 
 class ModelDrafter(Drafter):
@@ -48,7 +48,6 @@ class ModelDrafter(Drafter):
         self._kv, self._common = None, 0
 
     def propose(self, context: Context) -> Proposing:
-        yield from ()
         proposal = Proposal()
         limit = min(context.limit, self._nodes, self._engine.limits.context - context.position)
         if limit <= 0:
@@ -57,8 +56,12 @@ class ModelDrafter(Drafter):
         self._cut(tokens, len(context.tokens))
         self._read_up_to(tokens, len(tokens) - QUICK_ROWS)
         fed = tokens[self._opened.length :]
-        while self._knows(fed) and (drawn := self._drawn_after(fed, context.sampling)):
-            if drawn.token >= self._vocab_size:
+        while self._knows(fed):
+            span = Span(self._opened, fed, wanted=(len(fed) - 1,), sampling=context.sampling, confidences=True)
+            ask = Aside(self._engine, self._run, span, len(fed), self._engine.limits.rows)
+            yield ask
+            drawn = ask.answer
+            if drawn is None or drawn.token >= self._vocab_size:
                 break
             proposal.tokens.append(drawn.token)
             proposal.confidences.append(drawn.confidence)
@@ -98,12 +101,15 @@ class ModelDrafter(Drafter):
         room = self._engine.limits.context - self._opened.length
         return len(tokens) <= min(room, self._engine.limits.rows) and max(tokens) < self._engine.vocab_size
 
-    def _drawn_after(self, tokens: Sequence[int], sampling: Sampling) -> Choice | None:
-        """What the model draws after these tokens; ``None`` where its numbers overflow."""
-        span = Span(self._opened, tokens, wanted=(len(tokens) - 1,), sampling=sampling, confidences=True)
-        output = self._engine.run(Batch([span], "draft"))
+    def _run(self, spans: Sequence[Span]) -> list[Choice | None]:
+        """What the model draws after each of these; ``None`` where its numbers overflow."""
+        output = self._engine.run(Batch(spans, "draft"))
+        return [self._drawn(output, index) for index in range(len(spans))]
+
+    @staticmethod
+    def _drawn(output: Output, index: int) -> Choice | None:
         try:
-            (drawn,) = output.drawn(0)
+            (drawn,) = output.drawn(index)
         except SpeqError:
             return None
         return drawn

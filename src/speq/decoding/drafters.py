@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from speq.decoding.verify import Proposal, Verification, verify
 from speq.limits import MOST_CHECKED
@@ -45,7 +45,35 @@ class Ask:
 Drawn: TypeAlias = Sequence[Choice]
 """What was drawn after the wanted tokens of an :class:`Ask`."""
 
-Proposing: TypeAlias = Generator[Ask, Drawn, Proposal]
+
+Work = TypeVar("Work")
+Answer = TypeVar("Answer")
+
+
+@dataclass(eq=False)
+class Aside(Generic[Work, Answer]):
+    """Something to compute beside the model, by a head or another model, before a drafter goes on.
+
+    Attributes:
+        place: what computes. Whoever asks for the same place at the same time is served together.
+        run: computes several pieces of work there.
+        work: what to compute.
+        rows: that this takes there, and ``most_rows`` that are computed together.
+        answer: to the work, when the drafter goes on.
+    """
+
+    place: object
+    run: Callable[[Sequence[Work]], Sequence[Answer]]
+    work: Work
+    rows: int
+    most_rows: int
+    answer: Answer | None = None
+
+
+Asked: TypeAlias = Ask | Aside[Any, Any]
+
+Proposing: TypeAlias = Generator[Asked, Drawn, Proposal]
+"""What a drafter runs as. After an :class:`Aside` nothing was drawn."""
 
 
 class Advice(Protocol):

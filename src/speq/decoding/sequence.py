@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from speq.decoding.costs import PassCosts
-from speq.decoding.drafters import Ask, Context, Drafter, Drawn, Proposing
+from speq.decoding.drafters import Ask, Asked, Context, Drafter, Drawn, Proposing
 from speq.decoding.policy import Policy, Situation
 from speq.decoding.stats import Statistics
 from speq.decoding.verify import Proposal, verify
@@ -131,7 +131,8 @@ class Sequence:
     Attributes:
         kv: its part of the cache, once it has begun.
         tokens: prompt and text so far.
-        ask: the pass it waits for; ``None`` before it has begun and when it has ended.
+        ask: the pass it waits for, or what is to be computed beside the model; ``None`` before it has begun and when it
+            has ended.
         error: what ended it before its time.
         chunk: tokens of the prompt to feed at a time.
         situation: what its policy has to know of others.
@@ -161,7 +162,7 @@ class Sequence:
         self._states: NDArray[np.float32] | None = None  # at the drafter's taps, of the last pass
         self._own_seconds = 0.0  # of the drafter in this round
         self._coroutine = self._live()
-        self.ask: Ask | None = None
+        self.ask: Asked | None = None
         self.error: SpeqError | None = None
         self.ended = False
 
@@ -211,6 +212,14 @@ class Sequence:
         """
         self._passes.append(passed)
         self._states = states
+        return self._go_on(drawn)
+
+    def advance_aside(self, seconds: float) -> list[int]:
+        """Go on when what it waited for beside the model is computed, which took it so many seconds."""
+        self._own_seconds += seconds
+        return self._go_on(())
+
+    def _go_on(self, drawn: Drawn) -> list[int]:
         try:
             self.ask = self._coroutine.send(drawn)
         except StopIteration:
@@ -226,7 +235,7 @@ class Sequence:
         if self._kv is not None:
             self._pool.close(self._kv)
 
-    def _live(self) -> Generator[Ask, Drawn, None]:
+    def _live(self) -> Generator[Asked, Drawn, None]:
         request, stats = self.request, self.request.stats
         prompt = len(request.prompt)
         wanted = self._context - prompt
@@ -257,7 +266,7 @@ class Sequence:
             stats.finish_reason = "length"
         return stats.finished
 
-    def _prefill(self) -> Generator[Ask, Drawn, list[int]]:
+    def _prefill(self) -> Generator[Asked, Drawn, list[int]]:
         total, progress = len(self.tokens), self.request.progress
         is_long = total - self.kv.length > PREFILL_CHUNK
         while True:
@@ -277,7 +286,7 @@ class Sequence:
             if last:
                 return [drawn[0].token]
 
-    def _round(self, wanted: int) -> Generator[Ask, Drawn, list[int]]:
+    def _round(self, wanted: int) -> Generator[Asked, Drawn, list[int]]:
         request, start = self.request, self.kv.length
         policy = request.policy
         self._safe = start
@@ -326,7 +335,7 @@ class Sequence:
             request.on_round(happened)
         return done.tokens
 
-    def _timed(self, proposing: Proposing) -> Generator[Ask, Drawn, Proposal]:
+    def _timed(self, proposing: Proposing) -> Generator[Asked, Drawn, Proposal]:
         """What a drafter asks for and proposes, while the seconds that it takes itself are counted."""
         try:
             before = self._clock()
@@ -335,7 +344,7 @@ class Sequence:
                 self._own_seconds += self._clock() - before
                 drawn = yield ask
                 before = self._clock()
-                if ask.parents is None:
+                if isinstance(ask, Ask) and ask.parents is None:
                     self._read(ask, range(len(ask.tokens)))
                 ask = proposing.send(drawn)
         except StopIteration as stop:
@@ -351,7 +360,7 @@ class Sequence:
     def _keep(self, path: Tokens[int]) -> None:
         passed = self._passes[-1]
         self._pool.keep(self.kv, passed.context, path)
-        assert self.ask is not None
+        assert isinstance(self.ask, Ask)
         self._passes[-1] = passed.checked(path, self.ask.parents)
         self._read(self.ask, path)
 

@@ -30,9 +30,9 @@ from speq.models.head import (
     program_parameters,
 )
 from speq.models.head_files import StoredHead
+from speq.runtime.batch import HeadSpan
 from speq.runtime.engine import Backend, Ends, Engine
-from speq.runtime.kv import KVHandle, KVPool
-from speq.runtime.sampling import Sampling
+from speq.runtime.kv import KVPool
 
 GROUP = 32
 """Weights that share a scale of the head's draft codes."""
@@ -119,51 +119,66 @@ class ExecutedHead:
     def _normed(self, x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         return F.rms_norm(x, self._vectors[name], self._config.norm_eps)
 
-    def step(
-        self,
-        kv: KVHandle,
-        tokens: Sequence[int],
-        hidden: NDArray[np.float32],
-        *,
-        parents: Sequence[int] | None = None,
-        wanted: Sequence[int] = (),
-        sampling: Sampling,
-        draft: bool = True,
-    ) -> tuple[NDArray[np.float32], list[Likely]]:
-        """One step of the layer over rows that follow what a sequence has in ``kv``, which stays as it is until it is
-        extended.
+    def run(self, spans: Sequence[HeadSpan], *, draft: bool = True) -> list[tuple[NDArray[np.float32], list[Likely]]]:
+        """One step of the layer over spans of different sequences, at most ``BATCH_ROWS`` rows in all. The cache stays
+        as it is until it is extended.
 
         Args:
-            tokens: the token that each row reads, at most ``BATCH_ROWS``.
-            hidden: the state before it ``[rows, hidden]``.
-            parents: of a tree, as in :class:`speq.runtime.batch.Span`.
-            wanted: ascending rows that propose.
-            sampling: how the token that is guessed will be drawn: temperature and filters count.
             draft: read the weights' draft codes alone.
 
         Returns:
-            the rows' outputs ``[rows, hidden]``, which stand for hidden states after their tokens; and for each wanted
-            row the model's ids of the most probable next tokens with their probabilities, the most probable first.
+            of each span the rows' outputs ``[rows, hidden]``, which stand for hidden states after their tokens; and for
+            each wanted row the model's ids of the most probable next tokens with their probabilities, the most probable
+            first.
         """
-        count = len(tokens)
-        span = SpanRows(kv.length, count, self.kv.make_room(kv, count), parents)
-        self._embed.run(Rows(np.array(tokens, np.int32), [span]))
-        if self._config.adds_to_normed:
-            hidden = self._normed(hidden, LAYER + "hidden_norm.weight")
-        self._embedded[:count], self._state[:count] = self._looked_up[:count], hidden
-        at = positions(span)
-        rows = Rows(
-            np.zeros(count, np.int32),
-            [span],
-            draft=draft,
-            wanted=np.array(wanted, np.int32),
-            draws=[sampling.draw(int(at[row]) + 1, MOST_LIKELY) for row in wanted],
-            confidences=False,
+        placed = [
+            SpanRows(each.kv.length, len(each.tokens), self.kv.make_room(each.kv, len(each.tokens)), each.parents)
+            for each in spans
+        ]
+        tokens = np.array([token for span in spans for token in span.tokens], np.int32)
+        count, ends = len(tokens), np.cumsum([span.count for span in placed]).tolist()
+        states = self._states(spans)
+        self._embed.run(Rows(tokens, placed))
+        self._embedded[:count], self._state[:count] = self._looked_up[:count], states
+        wanted, draws = [], []
+        for span, rows, end in zip(spans, placed, ends, strict=True):
+            at = positions(rows)
+            wanted += [end - rows.count + row for row in span.wanted]
+            draws += [span.sampling.draw(int(at[row]) + 1, MOST_LIKELY) for row in span.wanted]
+        self._step.run_part(
+            Rows(
+                np.zeros(count, np.int32),
+                placed,
+                draft=draft,
+                wanted=np.array(wanted, np.int32),
+                draws=draws,
+                confidences=False,
+            ),
+            self._fuse,
+            self._operators,
         )
-        self._step.run_part(rows, self._fuse, self._operators)
-        likely = [[(self._known[token], p) for token, p in found] for _, _, found in self._step.drawn()]
         after = self._hidden[:count]
-        return self._normed(after, "norm.weight") if self._config.goes_on_normed else after.copy(), likely
+        outputs = self._normed(after, "norm.weight") if self._config.goes_on_normed else after.copy()
+        drawn = iter(self._step.drawn())
+        return [
+            (
+                outputs[end - rows.count : end],
+                [[(self._known[token], p) for token, p in next(drawn)[2]] for _ in span.wanted],
+            )
+            for span, rows, end in zip(spans, placed, ends, strict=True)
+        ]
+
+    def _states(self, spans: Sequence[HeadSpan]) -> NDArray[np.float32]:
+        """What the layer reads beside the tokens of spans ``[rows, hidden]``."""
+        of_model = [span.states for span in spans if span.of_model]
+        fused = self.fuse(np.concatenate(of_model)) if of_model else np.zeros((0, self._hidden.shape[1]), np.float32)
+        parts, first = [], 0
+        for span in spans:
+            last = first + len(span.states) * span.of_model
+            parts.append(fused[first:last] if span.of_model else span.states)
+            first = last
+        states = np.concatenate(parts)
+        return self._normed(states, LAYER + "hidden_norm.weight") if self._config.adds_to_normed else states
 
 
 def head_of(
