@@ -348,6 +348,23 @@ def test_a_second_text_takes_what_the_head_has_of_the_first(model):
     assert model.generate([*prompt[:30], 7, 7], draft=draft, max_new_tokens=3).token_ids == other
 
 
+def test_a_head_that_is_seldom_asked_keeps_up_with_the_text(model, monkeypatch):
+    from speq.decoding.policy import Policy
+
+    prompt, asked, made = list(range(30)), [], []
+    plain = model.generate(prompt, draft="none", max_new_tokens=200, ignore_ends=True).token_ids
+    with monkeypatch.context() as patch:
+        patch.setattr(Policy, "asks", lambda self: asked.append(1) or len(asked) % 40 == 0)
+        found = model.generate(
+            prompt,
+            draft=lambda: made.append(Watched(model.head)) or Cascade(made[0], may_skip=True),
+            max_new_tokens=200,
+            ignore_ends=True,
+        )
+    assert found.token_ids == plain
+    assert 0 < len(made[0].proposals) < len(asked) / 30
+
+
 def test_pages_are_given_back_when_a_text_ends(model):
     model.reset()
     stream = model.stream(list(range(50)), draft="head", max_new_tokens=30)

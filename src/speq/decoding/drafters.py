@@ -79,6 +79,10 @@ Proposing: TypeAlias = Generator[Asked, Drawn, Proposal]
 class Advice(Protocol):
     """What a drafter with a first stage asks whoever knows what passes cost, and tells him."""
 
+    def asks(self) -> bool:
+        """Whether to ask the first stage for a proposal at all."""
+        ...
+
     def worth(self, proposal: Proposal, confidences: Sequence[float]) -> int:
         """How many of the first tokens of a proposal are worth a row in a draft pass, after drafted tokens with
         ``confidences``.
@@ -92,7 +96,7 @@ class Advice(Protocol):
         ...
 
     def learn(self, proposal: Proposal, checked: Verification) -> None:
-        """Hear how a first stage's proposal fared, at whatever level."""
+        """Hear how a first stage's proposal fared, at whatever level, of which perhaps only a beginning was checked."""
         ...
 
 
@@ -205,11 +209,13 @@ class WrappingDrafter(Drafter):
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
         self._first.learn(context, proposal, checked, drawn)
 
-    def _learn_and_tell(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
-        """Let the other drafter, and whoever gives advice on it, hear how its proposal fared."""
+    def _learn_and_tell(
+        self, context: Context, whole: Proposal, proposal: Proposal, checked: Verification, drawn: Drawn
+    ) -> None:
+        """Let the other drafter, and whoever gives advice on it, hear how so much of its whole proposal fared."""
         self._first.learn(context, proposal, checked, drawn)
         if context.advice:
-            context.advice.learn(proposal, checked)
+            context.advice.learn(whole, checked)
 
 
 class NoDrafter(Drafter):
@@ -241,18 +247,19 @@ class Straight(WrappingDrafter):
     def __init__(self, first: Drafter) -> None:
         super().__init__(first)
         self.likely = first.likely
+        self._whole = Proposal()
 
     def propose(self, context: Context) -> Proposing:
         advice = context.advice
         if advice:
             context = replace(context, worth=lambda first: advice.straight(first, or_draft=False) or 0)
-        proposal = yield from self._first.propose(context)
+        proposal = self._whole = yield from self._first.propose(context)
         if advice:
             proposal = proposal.beginning(advice.straight(proposal, or_draft=False) or 0)
         return proposal
 
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
-        self._learn_and_tell(context, proposal, checked, drawn)
+        self._learn_and_tell(context, self._whole, proposal, checked, drawn)
 
 
 class Cascade(WrappingDrafter):
@@ -271,16 +278,16 @@ class Cascade(WrappingDrafter):
     ) -> None:
         super().__init__(first)
         self._nodes, self._level = nodes, level
-        self._may_skip, self._skipped = may_skip, False
+        self._may_skip, self._skipped, self._was_asked = may_skip, False, False
+        self._whole = Proposal()  # of the cheap drafter
 
     def propose(self, context: Context) -> Proposing:
         proposal, first = Proposal(), None
         self._skipped, self.likely = False, 0
         if self._may_skip and (advice := context.advice):
-            first = yield from self._first.propose(replace(context, worth=self._worth_of_either(advice)))
-            context.cut(context.position - 1)
+            first = yield from self._asked(replace(context, worth=self._worth_of_either(advice)))
             if (count := advice.straight(first, or_draft=True)) is not None:
-                self._skipped, self.likely = True, self._first.likely
+                self._skipped, self.likely = self._was_asked, self._first.likely
                 return first.beginning(count)
         while (left := context.limit - len(proposal.tokens)) > 0 and context.more(proposal.confidences):
             # The pass itself draws one token; where that is all there is room for, nothing is left to check.
@@ -294,15 +301,15 @@ class Cascade(WrappingDrafter):
             )
             worth = self._worth_of(inner, list(proposal.confidences))
             if first is None:
-                first = yield from self._first.propose(replace(inner, worth=worth))
-                context.cut(inner.position - 1)
+                first = yield from self._asked(replace(inner, worth=worth))
             first = first.beginning(worth(first))
             fed = [inner.last, *first.tokens]
             drawn = yield Ask(
                 fed, self._level, first.rows(), range(len(fed)), confidences=True, likely=self._first.likely
             )
             checked = verify([choice.token for choice in drawn], first)
-            self._learn_and_tell(inner, first, checked, drawn)
+            if self._was_asked:
+                self._learn_and_tell(inner, self._whole, first, checked, drawn)
             context.keep(checked.path)
             if len(checked.path) > left:
                 context.cut(inner.position - 1 + left)
@@ -316,7 +323,16 @@ class Cascade(WrappingDrafter):
 
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
         if self._skipped:
-            self._learn_and_tell(context, proposal, checked, drawn)
+            self._learn_and_tell(context, self._whole, proposal, checked, drawn)
+
+    def _asked(self, context: Context) -> Proposing:
+        """What the cheap drafter proposes, unless it is not worth asking; what it leaves in the cache is cut away."""
+        self._was_asked = context.advice is None or context.advice.asks()
+        if not self._was_asked:
+            return Proposal()
+        self._whole = yield from self._first.propose(context)
+        context.cut(context.position - 1)
+        return self._whole
 
     def _worth_of(self, inner: Context, confidences: Sequence[float]) -> Callable[[Proposal], int]:
         """How many tokens of a proposal are fed after drafted ones with ``confidences``."""
