@@ -212,10 +212,12 @@ class WrappingDrafter(Drafter):
     def _learn_and_tell(
         self, context: Context, whole: Proposal, proposal: Proposal, checked: Verification, drawn: Drawn
     ) -> None:
-        """Let the other drafter, and whoever gives advice on it, hear how so much of its whole proposal fared."""
+        """Let the other drafter, and whoever gives advice on it, hear how so much of its whole proposal fared. Where
+        nothing was worth checking, the draws tell how it would have fared: else it could never be believed again.
+        """
         self._first.learn(context, proposal, checked, drawn)
         if context.advice:
-            context.advice.learn(whole, checked)
+            context.advice.learn(proposal if proposal.tokens else whole, checked)
 
 
 class NoDrafter(Drafter):
