@@ -84,9 +84,17 @@ def asks(*arguments, **options):
     return act
 
 
+def yields(what):
+    def act(context):
+        yield what
+
+    return act
+
+
 @pytest.mark.parametrize(
     ("act", "said"),
     [
+        (yields([1, 2]), "yielded list: yield a speq.Ask"),
         (no_proposal, "returned NoneType: return a Proposal"),
         (proposing([5] * 40, [0.5] * 40), "proposed 40 tokens: propose at most context.limit"),
         (proposing([61], [0.5]), "used the token id 61: use ids from 0 to 60"),

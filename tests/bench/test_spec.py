@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from heads import write_random_head
 
 import speq
 from speq.bench import spec
@@ -20,10 +21,11 @@ from speq.bench.results import read_csv, rows_of
 from speq.bench.settings import Setting, parse_setting
 from speq.bench.spec_report import choose_prompts
 from speq.cli import run
+from speq.conversion.convert import convert
 from speq.decoding.sequence import Pass, Round
 from speq.decoding.stats import Statistics
 from speq.decoding.verify import Verification
-from speq.drafts import FREE_DRAFTS
+from speq.drafts import DRAFTS, FREE_DRAFTS
 from speq.errors import SpeqError
 from speq.serving.result import Result
 
@@ -89,6 +91,29 @@ def test_every_setting_is_compared_with_plain_decoding(speq_run, tiny_converted,
         assert rows_of(found, table) == [
             {key: value for key, value in row.items() if value is not None} for row in results[table]
         ]
+
+
+@pytest.mark.parametrize("helper", ["head", "model"])
+def test_a_head_and_another_model_are_measured_beside_free_drafts(
+    speq_run, tiny_converted, tiny_checkpoint, write_checkpoint, two_files, tmp_path, helper
+):
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    place = {
+        "head": lambda: write_random_head(tmp_path / "helper", config),
+        "model": lambda: convert(write_checkpoint(tmp_path / "raw", seed=5), tmp_path / "helper").path,
+    }[helper]()
+    drafts = [helper, f"{helper}-direct:4", "cascade", "auto"]
+    given = itertools.chain.from_iterable(("--draft", draft) for draft in drafts)
+    kept = ("--json", tmp_path / "s.json")
+    code, out, _ = speq_run(tiny_converted, *options(*two_files), f"--draft-{helper}", place, *given, *kept)
+    assert code == 0
+    assert "token ids are those of plain decoding" in out
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert report["settings"][f"draft_{helper}"] == "helper"
+    assert [row["draft"] for row in report["results"]["spec"] if row["category"] == "all"] == drafts
+    stages = {(row["draft"], row["level"]) for row in report["results"]["spec_stages"]}
+    assert (helper, "draft") in stages
+    assert (f"{helper}-direct:4", "draft") not in stages
 
 
 def test_shares_of_the_time_are_the_whole(speq_run, tiny_converted, two_files, tmp_path):
@@ -292,12 +317,19 @@ def test_settings_are_named_as_they_are_given():
     for name in ("", "eagle", "self:", "self:0", "self:17", "self:x", "self:²", "none:3", "self:3:4"):
         with pytest.raises(SpeqError, match="is no draft setting"):
             parse_setting(name)
+    with pytest.raises(SpeqError, match="is no draft setting"):
+        parse_setting("head:3")
+    assert str(parse_setting("head:3", DRAFTS)) == "head:3"
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (("--draft", "eagle"), 2, "'eagle' is no draft setting: give NAME[:K]"),
+        (("--draft", "head"), 2, "the draft head needs a trained head: give its directory with --draft-head"),
+        (("--draft-model", "x", "--draft", "self"), 2, "the draft self has no use for a draft model"),
+        (("--draft-model", "x", "--draft-head", "y"), 2, "exclude each other"),
+        (("--draft-head", "no-such-head"), 1, "no-such-head is no trained head"),
         (("--prompts", "no-such-file"), 1, "cannot read prompts from no-such-file"),
         (("--prompts", "EMPTY"), 1, "there are no prompts"),
         (("--html", "no/such/page.html"), 1, "cannot write no/such/page.html"),

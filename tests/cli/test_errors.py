@@ -22,7 +22,7 @@ def test_wrong_usage_is_exit_code_2(speq_run, tiny_checkpoint):
         (["generate", tiny_checkpoint, "-p", "a", "-n", "0"], "'-n'"),
         (
             ["generate", tiny_checkpoint, "-p", "a", "--draft", "other"],
-            "not one of auto, self, ngram, cascade, head, none",
+            "not one of auto, self, ngram, cascade, head, head-direct, model, model-direct, none",
         ),
         (["generate", tiny_checkpoint, "-p", "a", "--draft-length", "17"], "neither a number from 1 to 16 nor auto"),
         (["generate", tiny_checkpoint, "-p", "a", "--temperature", "-1"], "'--temperature'"),

@@ -17,6 +17,7 @@ from speq.decoding import (
 )
 from speq.decoding.acceptance import Acceptance
 from speq.decoding.costs import PassCosts
+from speq.decoding.drafters import Aside, Drafter
 from speq.decoding.policy import Situation
 from speq.decoding.verify import Proposal, verify
 from speq.runtime.sampling import Sampling
@@ -184,6 +185,97 @@ def test_time_that_a_first_stage_takes_itself_counts_like_a_pass():
     cheap, dear = after(0.0), after(3.0)
     assert cheap.more([0.9, 0.9])
     assert not dear.more([0.9, 0.9])
+
+
+def test_what_was_not_checked_is_learnt_from_as_far_as_draws_tell():
+    """The draw after the last checked token says which of the tokens that follow it is right, but no more."""
+    acceptance, tree = Acceptance(), Proposal([7, 8, 9, 9], [0.1, 0.3, 0.6, 0.6], [-1, -1, 0, 1])
+    before = [acceptance.probability(each) for each in (0.1, 0.3, 0.6)]
+    assert acceptance.observe_tree(tree, [7]) == 1
+    after = [acceptance.probability(each) for each in (0.1, 0.3, 0.6)]
+    assert after[0] > before[0]
+    assert after[1] < before[1]
+    assert after[2] == before[2]
+    assert acceptance.observe_tree(tree, [7, 9]) == 2
+    assert acceptance.probability(0.6) > before[2]
+
+
+def test_a_first_stage_whose_proposals_were_cut_away_is_believed_again():
+    """After many wrong ones none of its tokens is worth a row, and still it is seen that they are right."""
+    policy = Policy()
+    policy.plan(15, Situation(costs_of(CHEAP, DRAFT)))
+    proposal = chain(*[0.9] * 3)
+    for _ in range(40):
+        policy.learn(proposal, verify([99], Proposal()))
+    assert policy.worth(proposal, []) == 0
+    for _ in range(40):
+        policy.learn(proposal, verify([proposal.tokens[0]], Proposal()))
+    assert policy.worth(proposal, []) > 0
+
+
+class Costly(Drafter):
+    """Takes a share of a plain step for each proposal, which is right at certain positions."""
+
+    def __init__(self, engine, cost, right=()):
+        self.engine, self.cost, self.right, self.asked = engine, cost, right, 0
+
+    def propose(self, context):
+        self.asked += 1
+        yield Aside(self, self._run, None, 1, 16)
+        good = context.position in self.right
+        tokens, history = [], [*context.tokens, *context.tentative]
+        for _ in range(min(context.limit, 3)):
+            token = int(self.engine.row([*history, *tokens]).argmax())
+            tokens.append(token if good else (token + 1) % self.engine.vocab_size)
+        return Proposal(tokens, [0.9] * len(tokens))
+
+    def _run(self, works):
+        self.engine.now += self.cost
+        return [None] * len(works)
+
+
+def seconds_with(engine, drafter, policy, count=1200):
+    """Virtual decoding time of a text, and the text."""
+    request = Request([1, 2, 3], GREEDY, drafter, policy, max_new_tokens=count)
+    text = [token for chunk in generate_tokens(engine, request, clock=engine.clock) for token in chunk]
+    return request.stats.decode_seconds, text
+
+
+@pytest.mark.parametrize("cost", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("noise", [0.05, 100.0], ids=["good draft", "useless draft"])
+def test_a_first_stage_that_is_never_right_costs_next_to_nothing(mock_engine, cost, noise):
+    """Beside plain decoding where the draft is useless, and beside the draft alone where that is good."""
+
+    def engine():
+        return mock_engine(context_length=2000, noise=noise, draft_cost=0.27, verify_cost=STEPPED)
+
+    alone, expected = seconds_with(engine(), SelfDrafter(), Policy(may_pause=True))
+    burdened = engine()
+    first = Costly(burdened, cost)
+    taken, text = seconds_with(burdened, Cascade(first, may_skip=True), Policy(may_pause=True))
+    assert taken < 1.05 * alone
+    assert text == expected
+    assert 4 <= first.asked < 250
+
+
+def test_a_first_stage_that_becomes_right_is_asked_again(mock_engine):
+    engine = mock_engine(context_length=2000, noise=0.6, draft_cost=0.27, verify_cost=STEPPED)
+    first = Costly(engine, 0.1, range(600, 1203))
+    seconds_with(engine, Cascade(first, may_skip=True), Policy(may_pause=True))
+    before = first.asked
+    always = mock_engine(context_length=2000, noise=0.6, draft_cost=0.27, verify_cost=STEPPED)
+    first = Costly(always, 0.1, range(0, 1203))
+    seconds_with(always, Cascade(first, may_skip=True), Policy(may_pause=True))
+    assert before > 0.3 * first.asked
+
+
+def test_a_first_stage_that_is_asked_for_by_name_is_always_asked(mock_engine):
+    engine = mock_engine(context_length=2000, noise=0.6, draft_cost=0.27, verify_cost=STEPPED)
+    first, rounds = Costly(engine, 1.0), []
+    request = Request([1, 2, 3], GREEDY, Cascade(first), Policy(), 200, on_round=rounds.append)
+    for _ in generate_tokens(engine, request, clock=engine.clock):
+        pass
+    assert first.asked == sum(len(happened.passes) for happened in rounds)
 
 
 def test_shares_of_a_pass_follow_its_line():

@@ -309,7 +309,7 @@ def test_sampling_reports_its_seed():
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "0 new tokens"),
-        ({"draft": "medusa"}, "no draft 'medusa': choose one of auto, self, ngram, cascade, head, none"),
+        ({"draft": "medusa"}, "no draft 'medusa': choose one of auto, self, ngram, cascade, head, head-direct, model"),
         ({"draft_length": 17}, "draft length 17 is out of range"),
         ({"draft_length": 0}, "draft length 0 is out of range"),
         ({"stop": ["a", ""]}, "stop string is empty"),

@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+from heads import write_random_head
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,32 +18,16 @@ from speq.conversion.locate import converted_model
 from speq.decoding.drafters import Cascade, Straight
 from speq.decoding.head import HeadDrafter
 from speq.decoding.verify import Proposal
-from speq.models.config import model_config
-from speq.models.decoder import EMBEDDING
-from speq.models.head import HeadConfig, parameter_shapes
 from speq.models.head_files import read_head
 from speq.models.tensors import load_fitting
+from speq.runtime.batch import HeadSpan
+from speq.runtime.engine import Engine
 from speq.runtime.head import ExecutedHead
 from speq.runtime.sampling import Sampling
 from speq.serving.exactness import DisturbedDraw, Subject, check_drafts
 from speq.training.layout import write_head
 
 SAMPLINGS = [Sampling(), Sampling(0.8, top_k=30, top_p=0.95, seed=3), Sampling(1.3, seed=5)]
-
-
-def write_random_head(path, config, *, seed=0, known=120, **entries):
-    """A head with random weights for a model of such a config."""
-    entries = {**config, **entries}
-    sizes = HeadConfig.of(model_config(entries), 80, known, (1, 1, 2))
-    rng = np.random.default_rng(seed)
-    parameters = {
-        name: (rng.standard_normal(shape) * (1.5 / shape[-1] ** 0.5 if len(shape) == 2 else 0.2) + (len(shape) == 1))
-        for name, shape in parameter_shapes(sizes).items()
-    }
-    path.mkdir()
-    ids = np.sort(rng.permutation(entries["vocab_size"])[:known])
-    write_head(path, sizes, {n: p.astype(np.float32) for n, p in parameters.items()}, ids, entries, "tiny", 4, {})
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +82,7 @@ def test_chains_of_the_executed_head_are_those_of_the_torch_code(checkpoint, dir
         logits = [reference.logits(torch.from_numpy(o)).numpy() for o in outputs]
     converted = load_fitting(converted_model(str(checkpoint)))
     head = ExecutedHead(
-        read_head(directory), converted.split[EMBEDDING], context=64, sequences=2, threads=1, backend=backend
+        read_head(directory), Engine(converted, threads=1).ends, context=64, sequences=2, threads=1, backend=backend
     )
     kv, compared = head.kv.open(), 0
     for start in range(len(tokens) - 4):
@@ -106,7 +91,7 @@ def test_chains_of_the_executed_head_are_those_of_the_torch_code(checkpoint, dir
             # A tree in which every row but the last one leads to it, as drafting feeds it.
             read = [int(token) for token in tokens[start + 1 : start + 2 + step]]
             fed = np.concatenate([hidden, *[outputs[s][start : start + 1] for s in range(step)]])
-            out, (likely,) = head.step(kv, read, fed, wanted=[step], sampling=Sampling(), draft=False)
+            ((out, (likely,)),) = head.run([HeadSpan(kv, read, fed, wanted=[step])], draft=False)
             expected = outputs[step][start]
             np.testing.assert_allclose(out[-1], expected, rtol=0, atol=0.02 * np.abs(expected).max())
             row = logits[step][start]
@@ -122,12 +107,12 @@ def test_chains_of_the_executed_head_are_those_of_the_torch_code(checkpoint, dir
 
 def test_draft_codes_of_a_head_find_mostly_the_same_tokens(checkpoint, directory):
     converted = load_fitting(converted_model(str(checkpoint)))
-    head = ExecutedHead(read_head(directory), converted.split[EMBEDDING], context=64, threads=1)
+    head = ExecutedHead(read_head(directory), Engine(converted, threads=1).ends, context=64, threads=1)
     rng = np.random.default_rng(2)
     tokens, states = rng.integers(0, 259, 40).tolist(), rng.standard_normal((40, 192)).astype(np.float32)
     kv, hidden = head.kv.open(), head.fuse(states)
     exact, draft = (
-        head.step(kv, tokens, hidden, wanted=range(40), sampling=Sampling(), draft=draft)[1] for draft in (False, True)
+        head.run([HeadSpan(kv, tokens, hidden, wanted=range(40))], draft=draft)[0][1] for draft in (False, True)
     )
     assert np.mean([a[0][0] in [token for token, _ in b[:3]] for a, b in zip(exact, draft, strict=True)]) > 0.8
 
@@ -146,12 +131,20 @@ def test_no_token_depends_on_a_head(model, data):
     nodes, tree = data.draw(st.integers(1, 15)), data.draw(st.booleans())
 
     def first():
-        return HeadDrafter(model._head, nodes, tree=tree)
+        return HeadDrafter(model.head, nodes, tree=tree)
 
     def nested():
         return Cascade(Cascade(first(), 3), 2, "draft")
 
-    for draft in ("auto", "head", lambda: Straight(first()), lambda: Cascade(first(), nodes), first, nested):
+    for draft in (
+        "auto",
+        "head",
+        "head-direct",
+        lambda: Straight(first()),
+        lambda: Cascade(first(), nodes),
+        first,
+        nested,
+    ):
         found = model.generate(prompt, draft=draft, draft_length=length, **options)
         assert found.token_ids == plain.token_ids
     if data.draw(st.booleans()):
@@ -164,8 +157,34 @@ def test_no_token_depends_on_a_head_among_several_texts(model, data):
     prompts = data.draw(st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=30), min_size=2, max_size=5))
     options = {"sampling": data.draw(st.sampled_from(SAMPLINGS)), "max_new_tokens": 24}
     alone = [model.generate(prompt, draft="none", **options).token_ids for prompt in prompts]
-    draft = data.draw(st.sampled_from(["auto", "head"]))
+    draft = data.draw(st.sampled_from(["auto", "head", "head-direct"]))
     assert [found.token_ids for found in model.generate_many(prompts, draft=draft, **options)] == alone
+
+
+def test_heads_of_several_texts_run_in_one_pass(model, monkeypatch):
+    """And give each what they give it alone, to the bit."""
+    original, passes = model.head.run, []
+
+    def run(spans):
+        found = original(spans)
+        for span, (outputs, likely) in zip(spans, found, strict=True):
+            ((alone, likely_alone),) = original([span])
+            assert np.array_equal(outputs, alone)
+            assert likely == likely_alone
+        passes.append(len(spans))
+        return found
+
+    prompts = [list(range(at, at + 5 + 7 * at)) for at in range(5)]
+    options = {"max_new_tokens": 20, "ignore_ends": True, "sampling": SAMPLINGS[1]}
+    alone = [model.generate(prompt, draft="none", **options).token_ids for prompt in prompts]
+    model.reset()
+    with monkeypatch.context() as patch:
+        patch.setattr(model.head, "run", run)
+        for draft in ("head", "head-direct"):
+            together = model.generate_many(prompts, draft=draft, draft_length=6, **options)
+            assert [found.token_ids for found in together] == alone
+    assert max(passes) == 5
+    assert np.mean(passes) > 2
 
 
 class Watched(HeadDrafter):
@@ -193,7 +212,7 @@ def test_states_are_those_of_the_positions_they_are_said_to_stand_at(model, torc
     prompt = np.random.default_rng(3).integers(0, 255, 70).tolist()
     model.reset()
     result = model.generate(
-        prompt, draft=lambda: made.append(Watched(model._head)) or Cascade(made[0], 4), max_new_tokens=30
+        prompt, draft=lambda: made.append(Watched(model.head)) or Cascade(made[0], 4), max_new_tokens=30
     )
     text = torch.tensor([[*prompt, *result.token_ids]])
     expected = torch_head[0].read(text, (1, 1, 2)).features["exact"][0].numpy()
@@ -217,7 +236,7 @@ def test_proposals_in_use_are_the_chains_of_the_torch_code(model, torch_head):
     made, model_prompt = [], np.random.default_rng(4).integers(0, 255, 30).tolist()
     model.reset()
     result = model.generate(
-        model_prompt, draft=lambda: made.append(Watched(model._head, tree=False)) or made[0], max_new_tokens=40
+        model_prompt, draft=lambda: made.append(Watched(model.head, tree=False)) or made[0], max_new_tokens=40
     )
     text = torch.tensor([[*model_prompt, *result.token_ids]])
     features = target.read(text, (1, 1, 2)).features["exact"]
@@ -240,7 +259,7 @@ def test_every_beginning_of_a_proposal_is_its_most_probable_part(model, sampling
     made = []
     model.generate(
         [1, 2, 3],
-        draft=lambda: made.append(Watched(model._head)) or Cascade(made[0], 7),
+        draft=lambda: made.append(Watched(model.head)) or Cascade(made[0], 7),
         max_new_tokens=30,
         sampling=sampling,
     )
@@ -254,13 +273,71 @@ def test_every_beginning_of_a_proposal_is_its_most_probable_part(model, sampling
         assert len(set(children)) == len(children)
 
 
+def write_echo(path, config):
+    """An EAGLE-1 head whose layer adds nothing to the model's last hidden state, so that it proposes, with the model's
+    output head, what the model has just drawn.
+    """
+    from safetensors.numpy import save_file
+
+    hidden, rng = config["hidden_size"], np.random.default_rng(0)
+    shapes = {"q": (hidden, hidden), "k": (hidden // 2, hidden), "v": (hidden // 2, hidden)}
+    tensors = {f"self_attn.{part}_proj": rng.standard_normal(shape) for part, shape in shapes.items()}
+    tensors |= {f"mlp.{part}_proj": rng.standard_normal((80, hidden)) for part in ("gate", "up")}
+    tensors |= {"self_attn.o_proj": np.zeros((hidden, hidden)), "mlp.down_proj": np.zeros((hidden, 80))}
+    tensors["post_attention_layernorm"] = np.ones(hidden)
+    path.mkdir()
+    save_file(
+        {f"layers.0.{name}.weight": value.astype(np.float32) for name, value in tensors.items()}
+        | {"fc.weight": np.eye(hidden, 2 * hidden, hidden, dtype=np.float32)},
+        path / "model.safetensors",
+    )
+    names = ("hidden_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps")
+    (path / "config.json").write_text(json.dumps({name: config[name] for name in names} | {"intermediate_size": 80}))
+    return path
+
+
+def test_an_eagle_1_head_reads_the_last_state_behind_the_models_norm(checkpoint, config, tmp_path):
+    model = speq.load(checkpoint, threads=1, draft_head=write_echo(tmp_path / "head", config))
+    plain = model.generate([7, 8, 9], draft="none", max_new_tokens=60).token_ids
+    made = []
+    found = model.generate([7, 8, 9], draft=lambda: made.append(Watched(model.head)) or made[0], max_new_tokens=60)
+    assert found.token_ids == plain
+    echoed = [
+        tokens[-1] in [token for token, parent in zip(p.tokens, p.parents or [-1], strict=False) if parent == -1]
+        for tokens, p in made[0].proposals
+        if p.tokens
+    ]
+    assert len(echoed) > 10  # the others are too improbable to be proposed
+    assert np.mean(echoed) > 0.9
+    for draft in ("auto", "head", "head-direct"):
+        assert model.generate([7, 8, 9], draft=draft, max_new_tokens=60).token_ids == plain
+
+
+def test_a_head_of_another_structure_is_not_measured(checkpoint, config, torch_head, tmp_path):
+    from speq.training.chains import bind_head
+
+    with pytest.raises(speq.SpeqError, match="has a structure that is not measured here"):
+        bind_head(read_head(write_echo(tmp_path / "head", config)), torch_head[0])
+
+
+def test_a_head_straight_to_the_exact_level_takes_no_draft_pass_and_proposes_trees(model):
+    for sampling in SAMPLINGS:
+        rounds = {draft: [] for draft in ("head", "head-direct")}
+        for draft, kept in rounds.items():
+            model.reset()
+            model.generate([5, 6, 7], draft=draft, sampling=sampling, max_new_tokens=40, on_round=kept.append)
+        assert any(happened.passes for happened in rounds["head"])
+        assert not any(happened.passes for happened in rounds["head-direct"])
+        assert any(happened.proposed for happened in rounds["head-direct"])
+
+
 def test_a_second_text_takes_what_the_head_has_of_the_first(model):
     prompt = list(range(60))
     model.reset()
     made = []
 
     def draft():
-        made.append(Watched(model._head))
+        made.append(Watched(model.head))
         return Cascade(made[-1])
 
     first = model.generate(prompt, draft=draft, max_new_tokens=20)
@@ -271,6 +348,23 @@ def test_a_second_text_takes_what_the_head_has_of_the_first(model):
     assert model.generate([*prompt[:30], 7, 7], draft=draft, max_new_tokens=3).token_ids == other
 
 
+def test_a_head_that_is_seldom_asked_keeps_up_with_the_text(model, monkeypatch):
+    from speq.decoding.policy import Policy
+
+    prompt, asked, made = list(range(30)), [], []
+    plain = model.generate(prompt, draft="none", max_new_tokens=200, ignore_ends=True).token_ids
+    with monkeypatch.context() as patch:
+        patch.setattr(Policy, "asks", lambda self: asked.append(1) or len(asked) % 40 == 0)
+        found = model.generate(
+            prompt,
+            draft=lambda: made.append(Watched(model.head)) or Cascade(made[0], may_skip=True),
+            max_new_tokens=200,
+            ignore_ends=True,
+        )
+    assert found.token_ids == plain
+    assert 0 < len(made[0].proposals) < len(asked) / 30
+
+
 def test_pages_are_given_back_when_a_text_ends(model):
     model.reset()
     stream = model.stream(list(range(50)), draft="head", max_new_tokens=30)
@@ -278,7 +372,7 @@ def test_pages_are_given_back_when_a_text_ends(model):
     stream.close()
     model.generate([5], draft="head", max_new_tokens=2)
     model.reset()
-    assert model._head.kv.used_pages == 0
+    assert model.head.kv.used_pages == 0
 
 
 def test_the_draft_head_needs_a_head(checkpoint):
@@ -292,7 +386,6 @@ def test_the_draft_head_needs_a_head(checkpoint):
     [
         ({"vocab_size": 300}, "trained for tiny, whose vocabulary is 300, not 259"),
         ({"hidden_size": 128, "head_dim": 16}, "whose hidden size is 128, not 64"),
-        ({"num_key_value_heads": 4}, "whose number of key and value heads is 4, not 2"),
     ],
 )
 def test_a_head_of_another_model_is_refused(checkpoint, config, tmp_path, entries, message):
@@ -313,7 +406,7 @@ def test_a_head_that_reads_deeper_layers_is_refused(checkpoint, directory, tmp_p
 def test_what_is_no_head_or_damaged_is_named(checkpoint, directory, tmp_path):
     with pytest.raises(speq.SpeqError, match=r"is no trained head: it has no config\.json"):
         speq.load(checkpoint, threads=1, draft_head=tmp_path)
-    with pytest.raises(speq.SpeqError, match="does not describe an EAGLE-3 head"):
+    with pytest.raises(speq.SpeqError, match="does not describe a head"):
         speq.load(checkpoint, threads=1, draft_head=checkpoint)
     path = shutil.copytree(directory, tmp_path / "head")
     weights = path / "model.safetensors"
@@ -339,14 +432,14 @@ def test_what_is_no_head_or_damaged_is_named(checkpoint, directory, tmp_path):
         read_head(path)
 
 
-@pytest.mark.parametrize("name", ["step", "fuse"])
+@pytest.mark.parametrize("name", ["run", "fuse"])
 def test_an_interruption_within_the_head_loses_no_token(model, monkeypatch, name):
     prompts = [list(range(30)), list(range(40, 60))]
     alone = [model.generate(prompt, draft="none", max_new_tokens=30).token_ids for prompt in prompts]
     model.reset()
     interrupted, other = (model.stream(prompt, draft="head", max_new_tokens=30) for prompt in prompts)
     found = [token for _ in range(3) for token in next(other).token_ids]
-    original, calls = getattr(model._head, name), []
+    original, calls = getattr(model.head, name), []
 
     def once(*arguments, **options):
         calls.append(1)
@@ -356,7 +449,7 @@ def test_an_interruption_within_the_head_loses_no_token(model, monkeypatch, name
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(model._head, name, once)
+        patch.setattr(model.head, name, once)
         with pytest.raises(KeyboardInterrupt):
             for _ in interrupted:
                 pass
@@ -365,10 +458,11 @@ def test_an_interruption_within_the_head_loses_no_token(model, monkeypatch, name
     assert model.generate(prompts[0], draft="head", max_new_tokens=30).token_ids == alone[0]
 
 
-def test_verify_tries_drafts_of_a_head(checkpoint, directory):
+def test_verify_tries_drafts_of_a_head(checkpoint, model):
     converted = load_fitting(converted_model(str(checkpoint)))
-    subject = Subject(converted, [[10, 200, 33, 33, 7], [65, 66, 67, 10, 65, 66]], 1, 12, read_head(directory))
-    without = Subject(converted, subject.prompts, 1, 12)
+    prompts = [[10, 200, 33, 33, 7], [65, 66, 67, 10, 65, 66]]
+    subject = Subject(converted, prompts, 1, 12, head=model.head)
+    without = Subject(converted, prompts, 1, 12)
     for sampling in SAMPLINGS:
         compared, differing = check_drafts(subject, subject.base, sampling)
         assert differing == 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from speq.bench.machine import describe_machine
 from speq.bench.prompts import Prompt, builtin_prompts, read_prompts
@@ -94,6 +95,7 @@ def spec_report(
     path: Path,
     chosen: Chosen,
     settings: Sequence[Setting],
+    helpers: Mapping[str, Any],
     *,
     new_tokens: int,
     sampling: Sampling,
@@ -104,12 +106,15 @@ def spec_report(
 ) -> Outcome:
     """Measure the converted model at ``path``; an interruption ends it early, with what was measured until then.
 
+    Args:
+        helpers: what is to propose beside the model, as keyword arguments of :func:`speq.load`.
+
     Raises:
-        SpeqError: the model has no tokenizer, or a prompt does not fit its context.
+        SpeqError: the model has no tokenizer, a prompt does not fit its context, or a helper is none of this model.
         KeyboardInterrupt: before there is anything to report.
     """
     converted = load_converted(path, verify=False)
-    loaded = load(path, threads=threads, progress=progress)
+    loaded = load(path, threads=threads, progress=progress, **helpers)
     check_prompts(loaded, chosen)
     report = Report(
         "spec",
@@ -117,6 +122,7 @@ def spec_report(
         describe_machine(threads),
         {
             "drafts": [str(setting) for setting in settings],
+            **{key: Path(place).name for key, place in helpers.items() if place is not None},
             "prompts": len(chosen.questions),
             "warm_up_prompts": len(chosen.warm_up),
             "new_tokens": new_tokens,
@@ -173,6 +179,8 @@ def fresh_models(loaded: Model) -> Callable[[], Model]:
             format=loaded.format,
             threads=loaded.threads,
             ends=loaded.ends,
+            head=loaded.head,
+            draft_model=loaded.draft_model,
         )
 
     return make

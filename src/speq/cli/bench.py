@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ import click
 
 from speq.bench.peers import DEFAULT, ENGINES
 from speq.bench.settings import Setting, parse_setting
-from speq.cli.options import Command, threads_option
-from speq.drafts import FREE_DRAFTS
+from speq.cli.options import Command, Helpers, helper_options, threads_option
+from speq.drafts import DRAFTS, FREE_DRAFTS, DraftName
 from speq.errors import SpeqError
 from speq.limits import LONGEST_DRAFT
 from speq.terminal.output import ProgressBars, note
@@ -64,12 +64,16 @@ _rounds = click.option(
 )
 
 
-def _settings(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[Setting]:
-    """The settings of these names, each once."""
-    try:
-        return [parse_setting(value) for value in dict.fromkeys(values)]
-    except SpeqError as error:
-        raise click.BadParameter(str(error), context, option) from None
+def _settings(drafts: Sequence[DraftName]) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], Any]:
+    """Parses settings, each once, with these drafts."""
+
+    def parse(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> list[Setting]:
+        try:
+            return [parse_setting(value, drafts) for value in dict.fromkeys(values)]
+        except SpeqError as error:
+            raise click.BadParameter(str(error), context, option) from None
+
+    return parse
 
 
 _SAMPLING = (
@@ -102,10 +106,12 @@ def _sampled(command: Callable[..., int]) -> Callable[..., int]:
     return sampled
 
 
-def _drafts(name: str, help: str, default: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+def _drafts(
+    name: str, help: str, default: tuple[str, ...] = (), drafts: Sequence[DraftName] = FREE_DRAFTS
+) -> Callable[[Command], Command]:
     """An option that names drafts, as ``settings``."""
     return click.option(
-        name, "settings", metavar="NAME[:K]", multiple=True, default=default, callback=_settings, help=help
+        name, "settings", metavar="NAME[:K]", multiple=True, default=default, callback=_settings(drafts), help=help
     )
 
 
@@ -215,10 +221,11 @@ def peers(
 @_count
 @_drafts(
     "--draft",
-    f"A draft ({', '.join(FREE_DRAFTS)}), with K tokens each round if given; may be given several times.  "
-    "[default: auto]",
+    f"A draft ({', '.join(DRAFTS)}), with K tokens each round if given; may be given several times.  [default: auto]",
     ("auto",),
+    DRAFTS,
 )
+@helper_options
 @_new_tokens
 @_sampled
 @click.option(
@@ -238,6 +245,7 @@ def spec(
     prompt_paths: tuple[Path, ...],
     count: int | None,
     settings: list[Setting],
+    helpers: Helpers,
     html_path: Path | None,
     json_path: Path | None,
     csv_path: Path | None,
@@ -250,6 +258,7 @@ def spec(
     """
     from speq.bench.spec_report import choose_prompts, spec_report
 
+    helpers.check(*(setting.draft for setting in settings))
     _check_writable(json_path, csv_path, html_path)
     if html_path:
         from speq.bench.pages import spec_page
@@ -259,7 +268,9 @@ def spec(
     chosen = choose_prompts(prompt_paths, count)
     path = _resolve(model)
     with ProgressBars() as progress:
-        outcome = spec_report(model, path, chosen, settings, progress=progress, say=_say_beside(progress), **options)
+        outcome = spec_report(
+            model, path, chosen, settings, helpers.to_load(), progress=progress, say=_say_beside(progress), **options
+        )
     _finish(outcome.report, json_path, csv_path)
     if html_path:
         from speq.checkpoint.storage import replace_file, writing_to

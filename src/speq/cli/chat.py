@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from speq.cli.generate import print_notes, show
-from speq.cli.options import decoding_options, draft_head_option, model_options, parse_decoding
+from speq.cli.options import Helpers, decoding_options, helper_options, model_options, parse_decoding
 from speq.cli.streams import stdin
 from speq.errors import SpeqError
 from speq.terminal.output import ProgressBars, dim, is_live, printable
@@ -23,7 +22,7 @@ _HELP = "/new starts over, /exit (or Ctrl-D) ends, Ctrl-C stops an answer."
     "-n", "--max-tokens", metavar="N", type=click.IntRange(1), help="Most tokens per answer.  [default: as many as fit]"
 )
 @decoding_options
-@draft_head_option
+@helper_options
 @model_options
 def chat(
     model: str,
@@ -31,18 +30,20 @@ def chat(
     max_tokens: int | None,
     threads: int | None,
     context: int | None,
-    draft_head: Path | None,
+    helpers: Helpers,
     **options: Any,
 ) -> int:
     """Talk with a model. Lines come from stdin, so a conversation can be piped in."""
-    decoding = parse_decoding(options).to_stream()
+    parsed = parse_decoding(options)
+    helpers.check(parsed.draft)
+    decoding = parsed.to_stream()
     from speq.serving.api import load
 
     stdin()  # closed: say so at once
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     with ProgressBars() as progress:
-        loaded = load(model, threads=threads, context=context, draft_head=draft_head, progress=progress)
+        loaded = load(model, threads=threads, context=context, progress=progress, **helpers.to_load())
         progress.close()
         print_notes(loaded, progress)
         loaded.encode([*messages, {"role": "user", "content": "Hello"}])  # no tokenizer or template: say so at once

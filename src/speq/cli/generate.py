@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from speq.cli.options import decoding_options, draft_head_option, model_options, parse_decoding
+from speq.cli.options import Helpers, decoding_options, helper_options, model_options, parse_decoding
 from speq.cli.streams import stdin
 from speq.errors import SpeqError
 from speq.terminal.live import LiveText
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     help="Write the kinds and sizes of all passes to FILE, for `speq hw`.",
 )
 @decoding_options
-@draft_head_option
+@helper_options
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the text and all statistics.")
 def generate(
@@ -56,13 +56,14 @@ def generate(
     as_json: bool,
     threads: int | None,
     context: int | None,
-    draft_head: Path | None,
+    helpers: Helpers,
     **options: Any,
 ) -> int:
     """Generate text from a prompt, which goes through the model's chat template unless --raw."""
     if sum(source is not None for source in (prompt, file, ids)) != 1:
         raise click.UsageError("give exactly one of -p TEXT, -f FILE and --ids")
     decoding = parse_decoding(options)
+    helpers.check(decoding.draft)
     given = _read_prompt(prompt, file, ids)
     from speq.decoding.trace import check_writable
     from speq.serving.api import load
@@ -71,7 +72,7 @@ def generate(
         check_writable(trace)
 
     with ProgressBars() as progress:
-        loaded = load(model, threads=threads, context=context, draft_head=draft_head, progress=progress)
+        loaded = load(model, threads=threads, context=context, progress=progress, **helpers.to_load())
         progress.close()
         print_notes(loaded, progress)
         stream = loaded.stream(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from speq.drafts import DRAFTS, DraftName
+from speq.drafts import DRAFTS, ONE_HELPER, DraftName, Helper, missing_helper, unused_helper
 from speq.limits import LONGEST_DRAFT
 from speq.processors import MAX_THREADS
 
@@ -39,8 +40,8 @@ _DECODING = (
         default="auto",
         show_default=True,
         help="Choose what is fastest each round (auto), draft with the model's own 4-bit codes (self), propose what "
-        "stood in the text before (ngram), let the codes check such proposals (cascade) or those of a trained head "
-        "(head), or do not draft (none).",
+        "stood in the text before (ngram), let the codes check such proposals (cascade), those of a trained head "
+        "(head) or of another model (model), verify these without the codes between (-direct), or do not draft (none).",
     ),
     click.option(
         "--draft-length",
@@ -112,12 +113,63 @@ def decoding_options(command: Command) -> Command:
     return command
 
 
-draft_head_option = click.option(
-    "--draft-head",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="A head from `speq train-head` that proposes tokens for the draft to check.",
+_HELPERS = (
+    click.option(
+        "--draft-head",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="A head from `speq train-head`, or a public EAGLE head, that proposes tokens for the draft to check.",
+    ),
+    click.option(
+        "--draft-model",
+        metavar="MODEL",
+        help="A smaller model with the same tokenizer that proposes tokens for the draft to check.",
+    ),
 )
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """What proposes beside the model."""
+
+    draft_head: Path | None
+    draft_model: str | None
+
+    @property
+    def given(self) -> Helper | None:
+        return "head" if self.draft_head is not None else "model" if self.draft_model is not None else None
+
+    def check(self, *drafts: str) -> None:
+        """Whether they fit the drafts that are asked for: everyone has what it needs, and someone needs what is given.
+
+        Raises:
+            click.UsageError: they do not.
+        """
+        wrong = next((missing for draft in drafts if (missing := missing_helper(draft, self.given))), None)
+        unused = [unused_helper(draft, self.given) for draft in drafts]
+        if wrong is None and unused and all(unused):
+            wrong = unused[0]
+        if wrong:
+            raise click.UsageError(wrong)
+
+    def to_load(self) -> dict[str, Any]:
+        """Keyword arguments for :func:`speq.serving.api.load`."""
+        return {"draft_head": self.draft_head, "draft_model": self.draft_model}
+
+
+def helper_options(command: Command) -> Command:
+    """Add what may propose beside the model; the command receives it as ``helpers``."""
+
+    @functools.wraps(command)
+    def helped(*arguments: Any, draft_head: Path | None, draft_model: str | None, **options: Any) -> Any:
+        if draft_head is not None and draft_model is not None:
+            raise click.UsageError(ONE_HELPER)
+        return command(*arguments, helpers=Helpers(draft_head, draft_model), **options)
+
+    for option in reversed(_HELPERS):
+        helped = option(helped)
+    return cast(Command, helped)
+
 
 threads_option = click.option(
     "--threads",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from speq.cli.options import draft_head_option, model_options
+from speq.cli.options import Helpers, helper_options, model_options
 from speq.errors import SpeqError
 from speq.terminal.output import ProgressBars
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Tokens to generate from each prompt.",
 )
-@draft_head_option
+@helper_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(
     model: str,
     path: Path | None,
     max_tokens: int,
-    draft_head: Path | None,
+    helpers: Helpers,
     as_json: bool,
     threads: int | None,
     context: int | None,
@@ -51,10 +51,8 @@ def verify(
     Disturbances made on purpose must be caught, or the check itself fails.
     """
     from speq.bench.prompts import builtin_prompts, read_prompts
-    from speq.checkpoint.storage import expanded
     from speq.checkpoint.store import load_converted
     from speq.conversion.locate import converted_model
-    from speq.models.head_files import read_head
     from speq.serving.api import load
     from speq.serving.exactness import Subject, outcomes
 
@@ -62,13 +60,12 @@ def verify(
         raise click.UsageError("verify chooses its own context: leave out --context")
     texts = [prompt.text for prompt in (read_prompts(path, 4) if path else builtin_prompts(4))]
     with ProgressBars() as progress:
-        head = read_head(expanded(str(draft_head))) if draft_head else None
-        loaded = load(model, threads=threads, progress=progress)
+        loaded = load(model, threads=threads, progress=progress, **helpers.to_load())
         if loaded.tokenizer is None:
             raise SpeqError(f"{model} has no tokenizer, and verify needs text: give a model that has one")
         prompts = [loaded.encode(text, raw=True)[:40] for text in texts]
         converted = load_converted(converted_model(model, progress=progress))
-        subject = Subject(converted, prompts, loaded.threads, max_tokens, head)
+        subject = Subject(converted, prompts, loaded.threads, max_tokens, loaded.head, loaded.draft_model)
         done: list[Outcome] = []
         for outcome in outcomes(subject):
             progress.close()

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 
-from speq.decoding.verify import Proposal, Verification
+from speq.decoding.verify import Proposal, followed
 
 _EDGES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 0.995)
 _BELIEFS = (0.15, 0.3, 0.45, 0.6, 0.72, 0.83, 0.9, 0.94, 0.97, 0.98)
@@ -48,12 +48,16 @@ class Acceptance:
         for i, confidence in enumerate(confidences[: accepted + 1]):
             self._note(confidence, i < accepted)
 
-    def observe_tree(self, proposal: Proposal, checked: Verification) -> None:
-        """Learn from a checked tree: of the tokens that follow one that was right, which were."""
-        path = set(checked.path)
+    def observe_tree(self, proposal: Proposal, tokens: Sequence[int]) -> int:
+        """Learn from a tree, of which perhaps only a beginning was checked, and the tokens that were right: of those
+        that follow a right one, which were. Returns how many of the tree's tokens were.
+        """
+        path = followed(proposal, tokens)
+        right, known = set(path), set(path[: len(tokens)])  # nobody knows what follows the last token
         for row, parent in enumerate((proposal.rows() or range(-1, len(proposal.tokens)))[1:], 1):
-            if parent in path:
-                self._note(proposal.confidences[row - 1], row in path)
+            if parent in known:
+                self._note(proposal.confidences[row - 1], row in right)
+        return len(path) - 1
 
     def reached(self, proposal: Proposal) -> list[float]:
         """For each token the probability that it and all on the path to it are right."""

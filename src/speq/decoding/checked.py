@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from speq.decoding.drafters import Ask, Context, Drafter, Proposing, WrappingDrafter
+from speq.decoding.drafters import Aside, Ask, Context, Drafter, Proposing, WrappingDrafter
 from speq.decoding.verify import Proposal
 from speq.errors import SpeqError
 from speq.limits import MOST_LIKELY
@@ -57,8 +57,11 @@ class CheckedDrafter(WrappingDrafter):
         try:
             ask = next(inner)
             while True:
-                before, fed = fed, fed + len(ask.tokens)
-                self._check_ask(ask, fed)
+                if isinstance(ask, Ask):
+                    before, fed = fed, fed + len(ask.tokens)
+                    self._check_ask(ask, fed)
+                elif not isinstance(ask, Aside):
+                    raise self._error(f"yielded {type(ask).__name__}", "yield a speq.Ask")
                 ask = inner.send((yield ask))
         except StopIteration as stop:
             return self._checked(stop.value, context.limit)

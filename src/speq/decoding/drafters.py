@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from speq.decoding.verify import Proposal, Verification, verify
 from speq.limits import MOST_CHECKED
@@ -45,11 +45,43 @@ class Ask:
 Drawn: TypeAlias = Sequence[Choice]
 """What was drawn after the wanted tokens of an :class:`Ask`."""
 
-Proposing: TypeAlias = Generator[Ask, Drawn, Proposal]
+
+Work = TypeVar("Work")
+Answer = TypeVar("Answer")
+
+
+@dataclass(eq=False)
+class Aside(Generic[Work, Answer]):
+    """Something to compute beside the model, by a head or another model, before a drafter goes on.
+
+    Attributes:
+        place: what computes. Whoever asks for the same place at the same time is served together.
+        run: computes several pieces of work there.
+        work: what to compute.
+        rows: that this takes there, and ``most_rows`` that are computed together.
+        answer: to the work, when the drafter goes on.
+    """
+
+    place: object
+    run: Callable[[Sequence[Work]], Sequence[Answer]]
+    work: Work
+    rows: int
+    most_rows: int
+    answer: Answer | None = None
+
+
+Asked: TypeAlias = Ask | Aside[Any, Any]
+
+Proposing: TypeAlias = Generator[Asked, Drawn, Proposal]
+"""What a drafter runs as. After an :class:`Aside` nothing was drawn."""
 
 
 class Advice(Protocol):
     """What a drafter with a first stage asks whoever knows what passes cost, and tells him."""
+
+    def asks(self) -> bool:
+        """Whether to ask the first stage for a proposal at all."""
+        ...
 
     def worth(self, proposal: Proposal, confidences: Sequence[float]) -> int:
         """How many of the first tokens of a proposal are worth a row in a draft pass, after drafted tokens with
@@ -64,7 +96,7 @@ class Advice(Protocol):
         ...
 
     def learn(self, proposal: Proposal, checked: Verification) -> None:
-        """Hear how a first stage's proposal fared, at whatever level."""
+        """Hear how a first stage's proposal fared, at whatever level, of which perhaps only a beginning was checked."""
         ...
 
 
@@ -134,10 +166,13 @@ class Drafter(ABC):
         """Hear what a pass over ``context.last`` and the proposal has drawn, and what stays of the proposal."""
 
     def begin(self, tokens: Sequence[int]) -> int:
-        """Begin a text, anew if one has begun, when there are taps; returns of how many of its first tokens no hidden
-        states are needed.
-        """
+        """Begin a text, anew if one has begun; returns of how many of its first tokens no hidden states are needed."""
         return len(tokens)
+
+    def follow(self, tokens: Sequence[int]) -> None:  # noqa: B027, most have no use for a prompt before they propose
+        """Hear the first tokens of a text, its prompt or a part of it, while the prompt passes the model: for those who
+        have it pass another one, too.
+        """
 
     def read(  # noqa: B027, one without taps hears nothing
         self, tokens: Sequence[int], states: NDArray[np.float32], start: int, level: Level
@@ -148,7 +183,7 @@ class Drafter(ABC):
         drafter's own passes gave is replaced in the end by what verification gave.
         """
 
-    def close(self) -> None:  # noqa: B027, one without taps keeps nothing
+    def close(self) -> None:  # noqa: B027, most keep nothing
         """The text is over."""
 
 
@@ -162,6 +197,9 @@ class WrappingDrafter(Drafter):
     def begin(self, tokens: Sequence[int]) -> int:
         return self._first.begin(tokens)
 
+    def follow(self, tokens: Sequence[int]) -> None:
+        self._first.follow(tokens)
+
     def read(self, tokens: Sequence[int], states: NDArray[np.float32], start: int, level: Level) -> None:
         self._first.read(tokens, states, start, level)
 
@@ -171,11 +209,15 @@ class WrappingDrafter(Drafter):
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
         self._first.learn(context, proposal, checked, drawn)
 
-    def _learn_and_tell(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
-        """Let the other drafter, and whoever gives advice on it, hear how its proposal fared."""
+    def _learn_and_tell(
+        self, context: Context, whole: Proposal, proposal: Proposal, checked: Verification, drawn: Drawn
+    ) -> None:
+        """Let the other drafter, and whoever gives advice on it, hear how so much of its whole proposal fared. Where
+        nothing was worth checking, the draws tell how it would have fared: else it could never be believed again.
+        """
         self._first.learn(context, proposal, checked, drawn)
         if context.advice:
-            context.advice.learn(proposal, checked)
+            context.advice.learn(proposal if proposal.tokens else whole, checked)
 
 
 class NoDrafter(Drafter):
@@ -207,18 +249,19 @@ class Straight(WrappingDrafter):
     def __init__(self, first: Drafter) -> None:
         super().__init__(first)
         self.likely = first.likely
+        self._whole = Proposal()
 
     def propose(self, context: Context) -> Proposing:
         advice = context.advice
         if advice:
             context = replace(context, worth=lambda first: advice.straight(first, or_draft=False) or 0)
-        proposal = yield from self._first.propose(context)
+        proposal = self._whole = yield from self._first.propose(context)
         if advice:
             proposal = proposal.beginning(advice.straight(proposal, or_draft=False) or 0)
         return proposal
 
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
-        self._learn_and_tell(context, proposal, checked, drawn)
+        self._learn_and_tell(context, self._whole, proposal, checked, drawn)
 
 
 class Cascade(WrappingDrafter):
@@ -237,16 +280,16 @@ class Cascade(WrappingDrafter):
     ) -> None:
         super().__init__(first)
         self._nodes, self._level = nodes, level
-        self._may_skip, self._skipped = may_skip, False
+        self._may_skip, self._skipped, self._was_asked = may_skip, False, False
+        self._whole = Proposal()  # of the cheap drafter
 
     def propose(self, context: Context) -> Proposing:
         proposal, first = Proposal(), None
         self._skipped, self.likely = False, 0
         if self._may_skip and (advice := context.advice):
-            first = yield from self._first.propose(replace(context, worth=self._worth_of_either(advice)))
-            context.cut(context.position - 1)
+            first = yield from self._asked(replace(context, worth=self._worth_of_either(advice)))
             if (count := advice.straight(first, or_draft=True)) is not None:
-                self._skipped, self.likely = True, self._first.likely
+                self._skipped, self.likely = self._was_asked, self._first.likely
                 return first.beginning(count)
         while (left := context.limit - len(proposal.tokens)) > 0 and context.more(proposal.confidences):
             # The pass itself draws one token; where that is all there is room for, nothing is left to check.
@@ -260,15 +303,15 @@ class Cascade(WrappingDrafter):
             )
             worth = self._worth_of(inner, list(proposal.confidences))
             if first is None:
-                first = yield from self._first.propose(replace(inner, worth=worth))
-                context.cut(inner.position - 1)
+                first = yield from self._asked(replace(inner, worth=worth))
             first = first.beginning(worth(first))
             fed = [inner.last, *first.tokens]
             drawn = yield Ask(
                 fed, self._level, first.rows(), range(len(fed)), confidences=True, likely=self._first.likely
             )
             checked = verify([choice.token for choice in drawn], first)
-            self._learn_and_tell(inner, first, checked, drawn)
+            if self._was_asked:
+                self._learn_and_tell(inner, self._whole, first, checked, drawn)
             context.keep(checked.path)
             if len(checked.path) > left:
                 context.cut(inner.position - 1 + left)
@@ -282,7 +325,16 @@ class Cascade(WrappingDrafter):
 
     def learn(self, context: Context, proposal: Proposal, checked: Verification, drawn: Drawn) -> None:
         if self._skipped:
-            self._learn_and_tell(context, proposal, checked, drawn)
+            self._learn_and_tell(context, self._whole, proposal, checked, drawn)
+
+    def _asked(self, context: Context) -> Proposing:
+        """What the cheap drafter proposes, unless it is not worth asking; what it leaves in the cache is cut away."""
+        self._was_asked = context.advice is None or context.advice.asks()
+        if not self._was_asked:
+            return Proposal()
+        self._whole = yield from self._first.propose(context)
+        context.cut(context.position - 1)
+        return self._whole
 
     def _worth_of(self, inner: Context, confidences: Sequence[float]) -> Callable[[Proposal], int]:
         """How many tokens of a proposal are fed after drafted ones with ``confidences``."""

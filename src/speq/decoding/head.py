@@ -8,20 +8,20 @@ the best tree of that size that the head knows of.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speq.decoding.drafters import Context, Drafter, Proposing
+from speq.decoding.drafters import Aside, Asked, Context, Drafter, Drawn, Proposing
 from speq.decoding.race import by_chance
 from speq.decoding.verify import Proposal
 from speq.limits import BATCH_ROWS
-from speq.runtime.batch import Level
+from speq.runtime.batch import HeadSpan, Level
 from speq.runtime.kv import KVHandle, KVPool
-from speq.runtime.sampling import Sampling
+from speq.runtime.sampling import GREEDY, Sampling
 
 DEPTH = 5
 """Tokens of the longest chain; heads are trained on chains of four."""
@@ -34,6 +34,13 @@ _CONTINUED = 0.15  # probability below which a node is not worth a step of the h
 States: TypeAlias = NDArray[np.float32]
 
 
+Likely: TypeAlias = list[tuple[int, float]]
+"""The model's ids of tokens with their probabilities, the most probable first."""
+
+Given: TypeAlias = tuple[States, list[Likely]]
+"""What a step over a span gives: outputs of its rows, and what is likely after each wanted one."""
+
+
 class Head(Protocol):
     """What computes; :class:`speq.runtime.head.ExecutedHead` is one."""
 
@@ -41,17 +48,7 @@ class Head(Protocol):
     def taps(self) -> tuple[str, ...]: ...
     @property
     def kv(self) -> KVPool: ...
-    def fuse(self, states: States) -> States: ...
-    def step(
-        self,
-        kv: KVHandle,
-        tokens: Sequence[int],
-        hidden: States,
-        *,
-        parents: Sequence[int] | None = None,
-        wanted: Sequence[int] = (),
-        sampling: Sampling,
-    ) -> tuple[States, list[list[tuple[int, float]]]]: ...
+    def run(self, spans: Sequence[HeadSpan]) -> Sequence[Given]: ...
 
 
 @dataclass(eq=False)
@@ -82,7 +79,7 @@ class _Found:
     position: int
     token: int
     output: States
-    likely: list[tuple[int, float]]
+    likely: Likely
 
 
 class HeadDrafter(Drafter):
@@ -120,7 +117,9 @@ class HeadDrafter(Drafter):
         self._states += list(states)
         self._exact += [level == "exact"] * len(tokens)
         while len(self._tokens) > BATCH_ROWS:
-            self._enter(self._tokens[1 : BATCH_ROWS + 1])
+            span = self._entering(self._tokens[1 : BATCH_ROWS + 1])
+            self._head.run([span])
+            self._entered(span)
 
     def close(self) -> None:
         if self._kv is not None:
@@ -129,18 +128,20 @@ class HeadDrafter(Drafter):
         self._tokens, self._states, self._exact, self._found = [], [], [], None
 
     def propose(self, context: Context) -> Proposing:
-        yield from ()
         limit = min(context.limit, self._nodes)
         if limit <= 0:
             return Proposal()
         self._cut(context.position - 1)
         if self._tokens:
-            following = [*self._tokens[1:], context.last]
-            self._found = _Found(context.position, context.last, *self._enter(following, context.sampling))
+            span = self._entering([*self._tokens[1:], context.last], context.sampling)
+            outputs, (likely,) = yield from self._run(span)
+            self._entered(span)
+            self._found = _Found(context.position, context.last, outputs[-1], likely)
         found = self._found
         if found is None or (found.position, found.token) != (context.position, context.last):
             raise ValueError(f"the states before position {context.position} were not read")
-        return self._best(self._grown(context, found.output, found.likely, limit), limit)
+        nodes = yield from self._grown(context, found.output, found.likely, limit)
+        return self._best(nodes, limit)
 
     @property
     def _opened(self) -> KVHandle:
@@ -156,30 +157,37 @@ class HeadDrafter(Drafter):
         for kept in (self._tokens, self._states, self._exact):
             del kept[max(length - kv.length, 0) :]
 
-    def _enter(
-        self, following: Sequence[int], sampling: Sampling | None = None
-    ) -> tuple[States, list[tuple[int, float]]]:
-        """Bring the first states, with the tokens that follow them, into the head's cache.
+    def _run(self, span: HeadSpan) -> Generator[Asked, Drawn, Given]:
+        """A step over a span, together with those of others."""
+        ask = Aside(self._head, self._head.run, span, len(span.tokens), BATCH_ROWS)
+        yield ask
+        assert ask.answer is not None
+        return ask.answer
 
-        Returns:
-            with a sampling, the last output and what it finds likely.
-        """
-        kv, count = self._opened, len(following)
-        outputs, likely = self._head.step(
-            kv,
+    def _entering(self, following: Sequence[int], sampling: Sampling | None = None) -> HeadSpan:
+        """The first states that wait, with the tokens that follow them; with a sampling, the last of these proposes."""
+        count = len(following)
+        return HeadSpan(
+            self._opened,
             following,
-            self._head.fuse(np.stack(self._states[:count])),
+            np.stack(self._states[:count]),
+            of_model=True,
             wanted=(count - 1,) if sampling else (),
-            sampling=sampling or Sampling(),
+            sampling=sampling or GREEDY,
         )
+
+    def _entered(self, span: HeadSpan) -> None:
+        """Note that a step has brought the first states that waited into the head's cache."""
+        count = len(span.tokens)
         exact = self._exact[:count].index(False) if False in self._exact[:count] else count
-        self._head.kv.extend(kv, self._tokens[:exact], exact=True)
-        self._head.kv.extend(kv, self._tokens[exact:count], exact=False)
+        self._head.kv.extend(span.kv, self._tokens[:exact], exact=True)
+        self._head.kv.extend(span.kv, self._tokens[exact:count], exact=False)
         for kept in (self._tokens, self._states, self._exact):
             del kept[:count]
-        return outputs[-1], likely[0] if likely else []
 
-    def _grown(self, context: Context, last: States, likely: list[tuple[int, float]], limit: int) -> list[_Node]:
+    def _grown(
+        self, context: Context, last: States, likely: Likely, limit: int
+    ) -> Generator[Asked, Drawn, list[_Node]]:
         """All nodes that were found, parents first."""
         nodes: list[_Node] = []
         self._add(nodes, context, -1, last, likely)
@@ -201,31 +209,29 @@ class HeadDrafter(Drafter):
             for node in chosen:
                 node.row = len(continued)
                 continued.append(node)
-            parents = [nodes[node.parent].row if node.parent >= 0 else -1 for node in continued]
             first = len(continued) - len(chosen)
-            outputs, found = self._head.step(
-                self._opened,
-                [node.token for node in continued],
-                np.stack([node.state for node in continued]),
-                parents=parents,
-                wanted=range(first, len(continued)),
-                sampling=context.sampling,
+            outputs, found = yield from self._run(
+                HeadSpan(
+                    self._opened,
+                    [node.token for node in continued],
+                    np.stack([node.state for node in continued]),
+                    parents=[nodes[node.parent].row if node.parent >= 0 else -1 for node in continued],
+                    wanted=range(first, len(continued)),
+                    sampling=context.sampling,
+                )
             )
             for node, output, each in zip(chosen, outputs[first:], found, strict=True):
                 self._add(nodes, context, nodes.index(node), output, each)
         return nodes
 
-    def _add(
-        self, nodes: list[_Node], context: Context, parent: int, state: States, likely: list[tuple[int, float]]
-    ) -> None:
+    def _add(self, nodes: list[_Node], context: Context, parent: int, state: States, likely: Likely) -> None:
         """Add what may follow a node."""
         reached, depth = (nodes[parent].reached, nodes[parent].depth) if parent >= 0 else (1.0, 0)
         best = by_chance(dict(likely), context.sampling, context.position + depth)
         for token, weight in best if self._tree else best[:1]:
             if reached * weight < _LEAST:
                 break
-            confidence = min(weight, 1.0)
-            nodes.append(_Node(token, parent, confidence, reached * confidence, depth + 1, state))
+            nodes.append(_Node(token, parent, weight, reached * weight, depth + 1, state))
 
     @staticmethod
     def _best(nodes: list[_Node], limit: int) -> Proposal:

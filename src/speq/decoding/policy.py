@@ -22,8 +22,9 @@ them did alike, and a draft that others have ended is paid for by those who go o
 sequences says nothing about many: it is kept apart for 1, 2, 3 to 4, 5 to 8 ... of them at a time. When they fill a
 pass by themselves, a longer verify pass costs as much as it yields, and drafting ends.
 
-*Own time.* What a first stage takes beside the passes, little for look-ups and more for a trained head, counts in the
-cost of its proposals like any pass.
+*Own time.* What a first stage takes beside the passes, little for look-ups, more for a trained head and most for
+another model, counts in the cost of its proposals like any pass. With ``may_pause`` one that takes more time than its
+right tokens save is asked no more, but for one try after each of the silences, which double.
 
 What passes cost and how often tokens are right is measured on the way, so there is no threshold to tune. None of this
 changes a token: only the time differs.
@@ -47,6 +48,10 @@ _FIRST_GAP, _LONGEST_GAP = 4, 128  # rounds between two timed plain steps
 _PATIENCE = 1.5  # rounds of evidence before drafting may pause
 _BELIEF = 2.0  # rounds with a draft that expectation counts for beside those of late
 _LOSS_SHARE = 0.03  # of a plain step: what a pause may lose per step for the round tried after it
+_FREE = 0.01  # of a plain step: own time of a first stage that is always asked, since it learns on the way
+_TRIALS = 4  # proposals of a first stage before it may fall silent
+_FIRST_SILENCE, _LONGEST_SILENCE = 4, 256  # proposals that it is not asked for between two tries
+_RIGHT_MEMORY = 0.15  # of what its proposals gain: there are few of them once it is silent
 
 
 @dataclass
@@ -87,18 +92,22 @@ class Policy:
         self._may_pause = may_pause
         self._draft = Acceptance(DRAFT_BELIEFS)  # of what the draft level proposes
         self._first = Acceptance()  # of a first stage, at either level
-        self._own = Average()  # cost of the time that a first stage takes for a proposal
+        self._own = Average(_RIGHT_MEMORY)  # cost of the time that a first stage takes for a proposal
+        self._right = 1.0  # tokens of its proposals that are right, on average
+        self._silence, self._silent = _FIRST_SILENCE, 0
         self._experiences: dict[int, _Experience] = {}
         self._situation = Situation()
         self._now = self._among(1)
-        self._is_plain = self._pauses = self._was_told = False
+        self._is_plain = self._pauses = False
+        self._told = 0  # proposals of a first stage in this round
 
     def plan(self, limit: int, situation: Situation) -> int:
         """The most tokens to propose in the next round, at most ``limit``; 0 is a plain step."""
         self._situation = situation
         self._now = now = self._among(situation.load)
         situation.drafting = situation.load  # until a pass shows who drafts
-        self._is_plain = self._pauses = self._was_told = False
+        self._is_plain = self._pauses = False
+        self._told = 0  # proposals of a first stage in this round
         if self._may_pause and limit:
             if now.pause_left:
                 now.pause_left -= 1
@@ -118,6 +127,19 @@ class Policy:
         return self._survival(confidences) * self._draft.mean > self._rate() * (
             self._drafted_token() + self._next_row(len(confidences) + 1)
         )
+
+    def asks(self) -> bool:
+        """Whether to ask a first stage for a proposal: whether what it takes is less than what it saves."""
+        if not self._may_pause or self._own.count < _TRIALS or self._own.value <= self._saved():
+            self._silence, self._silent = _FIRST_SILENCE, 0
+            return True
+        if self._silent:
+            self._silent -= 1
+            return False
+        affordable = int(self._own.value / (_LOSS_SHARE * self._exact(1)))
+        self._silent = min(max(self._silence, affordable), _LONGEST_SILENCE)
+        self._silence = 2 * self._silent
+        return True
 
     def worth(self, proposal: Proposal, confidences: Sequence[float]) -> int:
         """How many of the first tokens of a proposal are worth a row in a draft pass, after drafted tokens with
@@ -142,7 +164,7 @@ class Policy:
         if or_draft and self._length is not None and not self._pauses:
             return None
         reached = self._first.reached(proposal)
-        own = self._own.value
+        own = self._own_cost
         best, most, right = 0, 1 / (self._exact(1) + own), 1.0
         for count, each in enumerate(reached, 1):
             right += each
@@ -153,9 +175,9 @@ class Policy:
         return best if best and most > max(self._drafting_rate(), self._promise(reached)) else None
 
     def learn(self, proposal: Proposal, checked: Verification) -> None:
-        """Hear how a first stage's proposal fared, at whatever level."""
-        self._was_told = True
-        self._first.observe_tree(proposal, checked)
+        """Hear how a first stage's proposal fared, at whatever level, of which perhaps only a beginning was checked."""
+        self._told += 1
+        self._right += _RIGHT_MEMORY * (self._first.observe_tree(proposal, checked.tokens) - self._right)
 
     def observe(
         self, confidences: Sequence[float], right: int, passes: int, rows: int, cost: float, own: float = 0.0
@@ -170,8 +192,8 @@ class Policy:
             own: of the drafter's own time alone.
         """
         now = self._now
-        if self._was_told:
-            self._own.add(own / max(passes, 1))
+        if self._told:
+            self._own.add(own / self._told)
         if self._is_plain:
             now.since_plain = 0
         elif passes:
@@ -184,8 +206,14 @@ class Policy:
             now.weight = now.weight * _KEEP + 1
             if self._may_pause:
                 self._decide(now)
-        elif not self._was_told:
+        elif not self._told:
             self._draft.observe(confidences, right)
+
+    def _saved(self) -> float:
+        """What the right tokens of a first stage's proposal save: a draft pass each, without a draft a plain step."""
+        situation, plain = self._situation, self._exact(1)
+        drafted = situation.costs.of("draft", situation.drafting) / situation.drafting
+        return max(self._right * (plain if self._pauses else drafted), _FREE * plain)
 
     def _among(self, load: int) -> _Experience:
         return self._experiences.setdefault((load - 1).bit_length(), _Experience())
@@ -210,7 +238,7 @@ class Policy:
         """What another drafted token costs."""
         now, drafting = self._now, self._situation.drafting
         rows, yielded = (now.rows.value, now.yielded.value) if now.rows.count else (1.0, 1.0)
-        return (self._situation.costs.of("draft", drafting * rows) / drafting + self._own.value) / yielded
+        return (self._situation.costs.of("draft", drafting * rows) / drafting + self._own_cost) / yielded
 
     def _rate(self) -> float:
         """Tokens per cost that the next token has to beat."""
@@ -230,13 +258,18 @@ class Policy:
         believed = _BELIEF * max(self._exact(1), now.cost / now.weight if now.weight else 0.0)
         return (now.tokens + believed * expected) / (now.cost + believed)
 
+    @property
+    def _own_cost(self) -> float:
+        """What a first stage takes for the next proposal: nothing while it is not asked."""
+        return 0.0 if self._silent else self._own.value
+
     def _promise(self, reached: Sequence[float]) -> float:
         """The rate of a round with one draft pass over a beginning of a proposal whose tokens are right so probably."""
         costs, load, mean = self._situation.costs, self._situation.load, self._draft.mean
         drafted, most = 1.0, 0.0
         for count, each in enumerate([0.0, *reached]):
             drafted += each
-            cost = costs.of("draft", load * (count + 1)) / load + self._exact(drafted + 1) + self._own.value
+            cost = costs.of("draft", load * (count + 1)) / load + self._exact(drafted + 1) + self._own_cost
             most = max(most, (1 + mean * drafted) / cost)
         return most
 

@@ -15,7 +15,11 @@ def after_noise(weights: dict[int, float], noise: Sequence[float]) -> dict[int, 
 
 
 def by_chance(weights: dict[int, float], sampling: Sampling, position: int) -> list[tuple[int, float]]:
-    """Guessed probabilities of the token at ``position``, after its noise, the likeliest to be drawn first."""
+    """Guessed probabilities of the token at ``position``, after its noise, the likeliest to be drawn first.
+
+    Guesses may add up to a little more than 1, and noise can give nearly all of that to one token: 1 is the most.
+    """
     if not sampling.greedy:
         weights = after_noise(weights, sampling.noise(list(weights), position))
-    return sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+    capped = [(token, min(weight, 1.0)) for token, weight in weights.items()]
+    return sorted(capped, key=lambda item: (-item[1], item[0]))

@@ -1,8 +1,9 @@
 """The scheduler: it runs one pass for what all sequences ask for at one level. One sequence is the trivial case.
 
 Drafts go first: a sequence that has proposed waits until the others have, so that all proposals are verified in one
-exact pass. That wait is short, as drafts are. Prompts are fed in pieces beside the others' verification. Nothing of
-this changes a token: a row's bits do not depend on its neighbours.
+exact pass. That wait is short, as drafts are. Before them goes what drafters want computed beside the model, by a head
+or by another model, in one pass of it for all who ask. Prompts are fed in pieces beside the others' verification.
+Nothing of this changes a token: a row's bits do not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from speq.decoding.costs import PassCosts
+from speq.decoding.drafters import Aside, Ask
 from speq.decoding.sequence import PREFILL_CHUNK, Pass, Request, Sequence
 from speq.errors import SpeqError
 from speq.runtime.batch import Batch, Engine, Level, Output, Span
@@ -102,13 +105,15 @@ class Scheduler:
             self._running[-1].begin()
         if not self._running:
             return []
+        if any(isinstance(sequence.ask, Aside) for sequence in self._running):
+            return self._step_aside()
         started = self._clock()
         level, chosen = self._choose()
         load = sum(not sequence.in_prefill for sequence in self._running) or 1
         taps = tuple(sorted({tap for sequence in chosen for tap in sequence.taps}))
         output = self._engine.run(Batch([self._span(sequence) for sequence in chosen], level, taps))
         seconds = self._clock() - started
-        rows = [len(sequence.ask.tokens) for sequence in chosen if sequence.ask]
+        rows = [len(sequence.ask.tokens) for sequence in chosen if isinstance(sequence.ask, Ask)]
         of_prompts = any(sequence.in_prefill for sequence in chosen)
         self._costs.observe(level, sum(rows), seconds, of_prompts=of_prompts)
         chunks = []
@@ -125,12 +130,33 @@ class Scheduler:
             self._count(sequence, level, elapsed, seconds if sequence in chosen else 0.0)
         return [chunk for chunk in chunks if chunk.tokens or chunk.error]
 
+    def _step_aside(self) -> list[Chunk]:
+        """Compute beside the model what sequences ask for at one place."""
+        started = self._clock()
+        waiting = [(sequence, sequence.ask) for sequence in self._running if isinstance(sequence.ask, Aside)]
+        first = waiting[0][1]
+        chosen: list[tuple[Sequence, Aside[Any, Any]]] = []
+        rows = 0
+        for sequence, ask in waiting:
+            if ask is first or (ask.place is first.place and rows + ask.rows <= first.most_rows):
+                chosen.append((sequence, ask))
+                rows += ask.rows
+        answers = first.run([ask.work for _, ask in chosen])
+        for (_, ask), answer in zip(chosen, answers, strict=True):
+            ask.answer = answer
+        seconds = self._clock() - started
+        chunks = [self._advance_aside(sequence, seconds * ask.rows / rows) for sequence, ask in chosen]
+        elapsed = self._clock() - started
+        for sequence in {*self._running, *(sequence for sequence, _ in chosen)}:
+            self._count(sequence, "draft", elapsed, 0.0)
+        return [chunk for chunk in chunks if chunk.tokens or chunk.error]
+
     def _prefill_chunk(self) -> int:
         return PREFILL_CHUNK if len(self._running) == 1 else SHARED_CHUNK
 
     def _choose(self) -> tuple[Level, list[Sequence]]:
         """The level of the next pass and who takes part: whoever has waited longest, then texts, then prompts."""
-        asks = [(sequence, sequence.ask) for sequence in self._running if sequence.ask]
+        asks = [(sequence, sequence.ask) for sequence in self._running if isinstance(sequence.ask, Ask)]
         level: Level = next(
             (each for each in self._engine.levels if any(ask.level == each for _, ask in asks)), "exact"
         )
@@ -149,7 +175,7 @@ class Scheduler:
 
     def _span(self, sequence: Sequence) -> Span:
         ask = sequence.ask
-        assert ask is not None
+        assert isinstance(ask, Ask)
         return Span(
             sequence.kv,
             ask.tokens,
@@ -169,14 +195,25 @@ class Scheduler:
         try:
             # The rows are copied: what a tap keeps is overwritten by the next pass.
             states = np.concatenate([output.tap(index, tap) for tap in sequence.taps], 1) if sequence.taps else None
-            tokens = sequence.advance(output.drawn(index), passed, states)
+            return self._after(sequence, sequence.advance(output.drawn(index), passed, states))
         except SpeqError as error:
-            sequence.error = error
-            self.remove(sequence)
-            return Chunk(sequence, [], error)
+            return self._failed(sequence, error)
+
+    def _advance_aside(self, sequence: Sequence, seconds: float) -> Chunk:
+        try:
+            return self._after(sequence, sequence.advance_aside(seconds))
+        except SpeqError as error:
+            return self._failed(sequence, error)
+
+    def _after(self, sequence: Sequence, tokens: list[int]) -> Chunk:
         if sequence.ask is None:
             self.remove(sequence)
         return Chunk(sequence, tokens)
+
+    def _failed(self, sequence: Sequence, error: SpeqError) -> Chunk:
+        sequence.error = error
+        self.remove(sequence)
+        return Chunk(sequence, [], error)
 
     @staticmethod
     def _count(sequence: Sequence, level: Level, elapsed: float, own: float) -> None:

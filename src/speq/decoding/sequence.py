@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from speq.decoding.costs import PassCosts
-from speq.decoding.drafters import Ask, Context, Drafter, Drawn, Proposing
+from speq.decoding.drafters import Ask, Asked, Context, Drafter, Drawn, Proposing
 from speq.decoding.policy import Policy, Situation
 from speq.decoding.stats import Statistics
 from speq.decoding.verify import Proposal, verify
@@ -131,7 +131,8 @@ class Sequence:
     Attributes:
         kv: its part of the cache, once it has begun.
         tokens: prompt and text so far.
-        ask: the pass it waits for; ``None`` before it has begun and when it has ended.
+        ask: the pass it waits for, or what is to be computed beside the model; ``None`` before it has begun and when it
+            has ended.
         error: what ended it before its time.
         chunk: tokens of the prompt to feed at a time.
         situation: what its policy has to know of others.
@@ -161,7 +162,7 @@ class Sequence:
         self._states: NDArray[np.float32] | None = None  # at the drafter's taps, of the last pass
         self._own_seconds = 0.0  # of the drafter in this round
         self._coroutine = self._live()
-        self.ask: Ask | None = None
+        self.ask: Asked | None = None
         self.error: SpeqError | None = None
         self.ended = False
 
@@ -180,8 +181,9 @@ class Sequence:
 
     def _begin_drafter(self) -> None:
         """Forget so much of the cache as passes have to compute again for the drafter."""
+        known = self.request.drafter.begin(self.tokens)
         if self.taps:
-            self._pool.truncate(self.kv, min(self.kv.length, self.request.drafter.begin(self.tokens)))
+            self._pool.truncate(self.kv, min(self.kv.length, known))
 
     def recover(self) -> None:
         """Go on from the tokens so far after an exception in the middle of a step: they are right at any time."""
@@ -210,6 +212,14 @@ class Sequence:
         """
         self._passes.append(passed)
         self._states = states
+        return self._go_on(drawn)
+
+    def advance_aside(self, seconds: float) -> list[int]:
+        """Go on when what it waited for beside the model is computed, which took it so many seconds."""
+        self._own_seconds += seconds
+        return self._go_on(())
+
+    def _go_on(self, drawn: Drawn) -> list[int]:
         try:
             self.ask = self._coroutine.send(drawn)
         except StopIteration:
@@ -221,12 +231,11 @@ class Sequence:
         """Give the cache back; what was computed exactly is left there for a text that begins alike."""
         self.ask, self.ended = None, True
         self._coroutine.close()
-        if self.taps:
-            self.request.drafter.close()
+        self.request.drafter.close()
         if self._kv is not None:
             self._pool.close(self._kv)
 
-    def _live(self) -> Generator[Ask, Drawn, None]:
+    def _live(self) -> Generator[Asked, Drawn, None]:
         request, stats = self.request, self.request.stats
         prompt = len(request.prompt)
         wanted = self._context - prompt
@@ -257,7 +266,7 @@ class Sequence:
             stats.finish_reason = "length"
         return stats.finished
 
-    def _prefill(self) -> Generator[Ask, Drawn, list[int]]:
+    def _prefill(self) -> Generator[Asked, Drawn, list[int]]:
         total, progress = len(self.tokens), self.request.progress
         is_long = total - self.kv.length > PREFILL_CHUNK
         while True:
@@ -267,6 +276,7 @@ class Sequence:
             ask = Ask(part, "exact", wanted=(left - 1,) if last else ())
             drawn = yield ask
             self._read(ask, range(len(part)))
+            self.request.drafter.follow(self.tokens[: self.kv.length])
             if self.request.on_prefill:
                 self.request.on_prefill(self._passes[-1])
             self._passes.clear()
@@ -276,7 +286,7 @@ class Sequence:
             if last:
                 return [drawn[0].token]
 
-    def _round(self, wanted: int) -> Generator[Ask, Drawn, list[int]]:
+    def _round(self, wanted: int) -> Generator[Asked, Drawn, list[int]]:
         request, start = self.request, self.kv.length
         policy = request.policy
         self._safe = start
@@ -325,7 +335,7 @@ class Sequence:
             request.on_round(happened)
         return done.tokens
 
-    def _timed(self, proposing: Proposing) -> Generator[Ask, Drawn, Proposal]:
+    def _timed(self, proposing: Proposing) -> Generator[Asked, Drawn, Proposal]:
         """What a drafter asks for and proposes, while the seconds that it takes itself are counted."""
         try:
             before = self._clock()
@@ -334,7 +344,7 @@ class Sequence:
                 self._own_seconds += self._clock() - before
                 drawn = yield ask
                 before = self._clock()
-                if ask.parents is None:
+                if isinstance(ask, Ask) and ask.parents is None:
                     self._read(ask, range(len(ask.tokens)))
                 ask = proposing.send(drawn)
         except StopIteration as stop:
@@ -350,7 +360,7 @@ class Sequence:
     def _keep(self, path: Tokens[int]) -> None:
         passed = self._passes[-1]
         self._pool.keep(self.kv, passed.context, path)
-        assert self.ask is not None
+        assert isinstance(self.ask, Ask)
         self._passes[-1] = passed.checked(path, self.ask.parents)
         self._read(self.ask, path)
 

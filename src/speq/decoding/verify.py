@@ -89,12 +89,28 @@ def verify(drawn: Sequence[int], proposal: Proposal) -> Verification:
         drawn: the token drawn after each row: after the sequence's last token, then after each proposed one. Draws
             after rows that are not reached do not matter.
     """
-    children: dict[tuple[int, int], int] = {}  # (row, token) -> the first row that proposes it there
-    for index, token in enumerate(proposal.tokens):
-        parent = index if proposal.parents is None else proposal.parents[index] + 1
-        children.setdefault((parent, token), index + 1)
+    children = _children(proposal)
     path, tokens = [0], [drawn[0]]
     while (row := children.get((path[-1], tokens[-1]))) is not None:
         path.append(row)
         tokens.append(drawn[row])
     return Verification(path, tokens)
+
+
+def followed(proposal: Proposal, tokens: Sequence[int]) -> list[int]:
+    """The rows of a pass over a proposal that known tokens follow from the sequence's last token, row 0, on."""
+    children, path = _children(proposal), [0]
+    for token in tokens:
+        if (row := children.get((path[-1], token))) is None:
+            break
+        path.append(row)
+    return path
+
+
+def _children(proposal: Proposal) -> dict[tuple[int, int], int]:
+    """By row and token, the first row that proposes the token there."""
+    children: dict[tuple[int, int], int] = {}
+    for index, token in enumerate(proposal.tokens):
+        parent = index if proposal.parents is None else proposal.parents[index] + 1
+        children.setdefault((parent, token), index + 1)
+    return children

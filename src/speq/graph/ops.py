@@ -152,7 +152,7 @@ class LMHead(Operator):
 
     x: str
     weight: str
-    norm: Norm
+    norm: Norm | None = None
 
     @property
     def products(self) -> tuple[str, ...]:

@@ -95,6 +95,11 @@ class Tokenizer:
             tokens = [*self._special.named.values(), *self._special.extra]
             self._tokenizer.add_tokens([AddedToken(str(token), special=True) for token in tokens])
 
+    @property
+    def tokens(self) -> dict[int, str]:
+        """Every token by its id, as the vocabulary spells it, special ones too."""
+        return {number: token for token, number in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of ``text``; with the tokens that open (or close) every text of this model if ``special``.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 
-from speq.runtime.sampling import Choice, Sampling
+from speq.runtime.sampling import GREEDY, Choice, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +44,30 @@ class Span:
     sampling: Sampling | None = None
     confidences: bool = False
     likely: int = 0
+
+
+@dataclass(frozen=True)
+class HeadSpan:
+    """Rows of a trained head that follow what one sequence has in the head's cache.
+
+    Attributes:
+        kv: the sequence there.
+        tokens: that the rows read, each the one after the hidden state beside it.
+        states: these hidden states, those of the model at the head's taps ``[rows, taps * hidden]``, side by side, or
+            outputs of the head ``[rows, hidden]``.
+        of_model: which of the two.
+        parents: of a tree, as in :class:`Span`.
+        wanted: ascending rows that propose.
+        sampling: how the tokens that are guessed will be drawn: temperature and filters count.
+    """
+
+    kv: KVHandle
+    tokens: Sequence[int]
+    states: NDArray[np.float32]
+    of_model: bool = False
+    parents: Sequence[int] | None = None
+    wanted: Sequence[int] = ()
+    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True)

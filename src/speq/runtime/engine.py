@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from speq.errors import SpeqError
 from speq.graph.step import Draw, Rows, SpanRows, Step, Weight, Weights, positions
 from speq.limits import BATCH_ROWS, QUICK_ROWS, TREE_ROWS
 from speq.models.config import ModelConfig
-from speq.models.decoder import EMBEDDING, build_program, tap_name
+from speq.models.decoder import EMBEDDING, FINAL_NORM, HEAD, build_program, tap_name
 from speq.models.tensors import fit
 from speq.runtime.batch import Batch, Level, Limits
 from speq.runtime.kv import KVHandle, KVPool
@@ -32,6 +32,21 @@ class Checkpoint(Protocol):
     def raw(self) -> Weights: ...
 
 
+class Ends(NamedTuple):
+    """What a model begins and ends with, which others may use, too.
+
+    Attributes:
+        embedding: the rows that tokens become.
+        norm, norm_eps: of the last hidden state.
+        head: the output head behind that norm.
+    """
+
+    embedding: Weight
+    norm: Weight
+    norm_eps: float
+    head: Weight
+
+
 class Engine:
     """A model that computes batches.
 
@@ -42,7 +57,7 @@ class Engine:
         limits: what a batch and a sequence may be.
         taps: names of the hidden states that a batch can keep, from the first layer on.
         kv: keys and values of all sequences.
-        embedding: the rows that tokens become.
+        ends: what the model begins and ends with.
     """
 
     levels: tuple[Level, ...] = ("draft", "exact")
@@ -80,7 +95,8 @@ class Engine:
         length = context or limit
         self.limits = Limits(length, min(BATCH_ROWS, length), TREE_ROWS, QUICK_ROWS, sequences)
         self.taps = tuple(tap_name(layer) for layer in range(self.config.layers))
-        self.embedding: Weight = weights[EMBEDDING]
+        head = weights[EMBEDDING if self.config.tied_head else HEAD]
+        self.ends = Ends(weights[EMBEDDING], weights[FINAL_NORM], self.config.norm_eps, head)
         self.kv = KVPool(
             self.config.layers, self.config.kv_heads, self.config.head_dim, context=length, sequences=sequences
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from speq.checkpoint.storage import expanded
 from speq.decoding.checked import CheckedDrafter
+from speq.decoding.draft_model import ModelDrafter
 from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, Straight
 from speq.decoding.head import Head, HeadDrafter
 from speq.decoding.ngram import NgramDrafter
@@ -28,7 +29,7 @@ from speq.decoding.stop import StopStrings
 from speq.decoding.stream import Piece, stream_pieces
 from speq.decoding.successors import SuccessorTable
 from speq.decoding.trace import Step, Trace
-from speq.drafts import DRAFTS, DraftName
+from speq.drafts import DRAFTS, HELPERS, ONE_HELPER, DraftName, Helper, missing_helper
 from speq.errors import SpeqError
 from speq.limits import LONGEST_DRAFT, SEQUENCES
 from speq.runtime.batch import Engine
@@ -167,6 +168,7 @@ class Model:
         notes: what the conversion changed or kept that the user should know.
         clock: seconds, by which passes are timed.
         head: a trained head that proposes tokens, if there is one.
+        draft_model: the engine of another model with the same tokens that proposes some, if there is one.
     """
 
     def __init__(
@@ -181,13 +183,15 @@ class Model:
         notes: Sequence[str] = (),
         clock: Callable[[], float] = time.perf_counter,
         head: Head | None = None,
+        draft_model: Engine | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.name, self.format, self.threads = name, format, threads
         self.ends, self.notes = ends, list(notes)
         self._turns = Turns(f"the model {name}".rstrip())
         self.engine = SingleSequence(engine, self._turns)
-        self._engine, self._scheduler, self._head = engine, Scheduler(engine, clock), head
+        self._engine, self._scheduler = engine, Scheduler(engine, clock)
+        self.head, self.draft_model = head, draft_model
         self._table = SuccessorTable()  # of all texts of this model, in this process
         self._dropped: deque[Feed] = deque()  # those that nobody waits for any more
         self._policies: dict[Setting, Policy] = {}  # of earlier generations, with what they measured
@@ -235,8 +239,9 @@ class Model:
             sampling: greedy if ``None``.
             draft: ``auto`` chooses in every round what is fastest; ``self`` always drafts, ``none`` never; ``ngram``
                 proposes what stood in the text before or is known to follow, without a draft; ``cascade`` lets the
-                draft check that; ``head`` lets the draft check what a trained head proposes, as does ``auto`` where
-                there is one.
+                draft check that; ``head`` and ``model`` let the draft check what a trained head or another model
+                proposes, which ``auto`` asks, too, where there is one, and ``head-direct`` and ``model-direct`` do
+                without the draft.
                 A callable without arguments makes a drafter of your own (:class:`speq.Drafter`) for this text, which
                 drafts in every round.
             draft_length: tokens to draft each round, 1 .. 16; ``None`` decides by confidence and cost.
@@ -261,8 +266,8 @@ class Model:
         before = prompt_ids if raw and not _is_chat(prompt) else []
         seeded = (sampling or Sampling()).seeded()
         trace = Trace() if record else None
-        if draft == "head" and self._head is None:
-            raise SpeqError("the draft head needs a trained head: give its directory with --draft-head (draft_head=)")
+        if isinstance(draft, str) and (missing := missing_helper(draft, self.helper)):
+            raise SpeqError(missing)
         name = draft if isinstance(draft, str) else _name(draft)
         request = Request(
             prompt_ids,
@@ -322,21 +327,24 @@ class Model:
         self._sweep()
         self._policies.clear()
         self._table = SuccessorTable()
-        self._engine.kv.forget()
-        if self._head:
-            self._head.kv.forget()
+        for each in (self._engine, self.head, self.draft_model):
+            if each:
+                each.kv.forget()
+
+    @property
+    def helper(self) -> Helper | None:
+        """What kind of help there is beside the model."""
+        return "head" if self.head else "model" if self.draft_model else None
 
     def _drafter(self, draft: Draft) -> Drafter:
         if draft == "none":
             return NoDrafter()
-        if self._head and draft in ("auto", "head"):
-            return Cascade(HeadDrafter(self._head), may_skip=draft == "auto")
-        if draft in ("auto", "cascade"):
-            return Cascade(NgramDrafter(self._table), may_skip=draft == "auto")
-        if draft == "ngram":
-            return Straight(NgramDrafter(self._table))
-        if isinstance(draft, str):
+        if draft == "self":
             return SelfDrafter()
+        if isinstance(draft, str):
+            first = self._first_stage(self.helper if draft == "auto" else HELPERS.get(draft))
+            is_straight = draft in ("ngram", "head-direct", "model-direct")
+            return Straight(first) if is_straight else Cascade(first, may_skip=draft == "auto")
         made, engine = draft(), self._engine
         name = _name(draft)
         if not isinstance(made, Drafter):
@@ -344,6 +352,13 @@ class Model:
         return CheckedDrafter(
             made, name, vocab_size=engine.vocab_size, levels=engine.levels, limits=engine.limits, taps=engine.taps
         )
+
+    def _first_stage(self, helper: Helper | None) -> Drafter:
+        if helper == "head" and self.head:
+            return HeadDrafter(self.head)
+        if helper == "model" and self.draft_model:
+            return ModelDrafter(self.draft_model, self._engine.vocab_size)
+        return NgramDrafter(self._table)
 
     def _policy(self, draft: Draft, length: int | None) -> Policy:
         """That of an earlier generation with the same setting, which knows what passes cost, unless it is in use; a new
@@ -382,6 +397,7 @@ def load(
     sequences: int = SEQUENCES,
     backend: Literal["native", "reference"] = "native",
     draft_head: str | Path | None = None,
+    draft_model: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Load a model, fetching and converting it first if need be.
@@ -393,10 +409,12 @@ def load(
         sequences: how many texts may be generated at once; more of them wait.
         backend: ``native`` kernels, or the ``reference`` ones in NumPy.
         draft_head: directory of a trained head (see ``speq train-head``), which proposes tokens for the draft to check.
+        draft_model: a smaller model with the same tokenizer, named as ``name`` is, which does so instead.
         progress: called with (label, done, total) during a fetch or conversion.
 
     Raises:
-        SpeqError: the model cannot be found, read, converted or run, or the head is none, damaged or another model's.
+        SpeqError: the model cannot be found, read, converted or run, or the head is none, damaged or another model's,
+            or the same with the draft model, or its tokens are others, or both are given.
     """
     from speq.conversion.locate import converted_model
     from speq.models.head_files import read_head
@@ -405,6 +423,8 @@ def load(
     from speq.processors import checked_threads
     from speq.runtime.engine import Engine as ModelEngine
 
+    if draft_head is not None and draft_model is not None:
+        raise SpeqError(ONE_HELPER)
     threads = checked_threads(threads)
     stored = read_head(expanded(str(draft_head))) if draft_head is not None else None
     path = converted_model(str(name), progress=progress, threads=threads)
@@ -415,6 +435,11 @@ def load(
         from speq.runtime.head import head_of
 
         head = head_of(engine, stored, backend=backend, threads=threads)
+    drafting = None
+    if draft_model is not None:
+        from speq.serving.draft_model import load_draft_model
+
+        drafting = load_draft_model(draft_model, path, engine, backend=backend, threads=threads, progress=progress)
     tokenizer = Tokenizer(path, name=str(name)) if converted.tokenizer else None
     ends = tokenizer.eos_ids if tokenizer else end_ids(path, str(name))
     return_freed_memory()
@@ -427,6 +452,7 @@ def load(
         ends=ends,
         notes=converted.notes,
         head=head,
+        draft_model=drafting,
     )
 
 

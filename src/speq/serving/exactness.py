@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from speq.backends.cpu import available_isas
 from speq.checkpoint.store import Converted
+from speq.decoding.head import Head
+from speq.drafts import HELPERS
 from speq.graph.step import path
 from speq.limits import PAGE
-from speq.models.head_files import StoredHead
 from speq.runtime.batch import Batch, Engine, Level, Limits, Output, Span
 from speq.runtime.engine import Engine as ModelEngine
-from speq.runtime.head import head_of
 from speq.runtime.kv import KVHandle, KVPool
 from speq.runtime.sampling import Sampling
 from speq.serving.api import Model
@@ -74,7 +74,7 @@ class Subject:
         prompts: token ids of texts to generate from; at least two.
         threads: of the engine that the others are compared with.
         new_tokens: to generate from each prompt.
-        head: of the model, whose drafts are to be checked, too.
+        head, draft_model: of the model, what proposes beside it and is to be tried among the drafts.
     """
 
     def __init__(
@@ -83,12 +83,13 @@ class Subject:
         prompts: Sequence[Sequence[int]],
         threads: int,
         new_tokens: int,
-        head: StoredHead | None = None,
+        head: Head | None = None,
+        draft_model: Engine | None = None,
     ) -> None:
         self._converted, self._threads = converted, threads
         self.prompts, self.new_tokens = [list(prompt) for prompt in prompts], new_tokens
         self.base = self.engine()
-        self.head = head_of(self.base, head, threads=threads) if head else None
+        self.head, self.draft_model = head, draft_model
         ids = [token for prompt in self.prompts for token in prompt]
         self.tokens = (ids * (-(-_TOKENS // len(ids))))[:_TOKENS]
         self.alone = rows_of(self.base, self.tokens, [1] * _TOKENS)
@@ -235,8 +236,9 @@ def check_engine(subject: Subject, engine: Engine) -> Compared:
 
 def check_drafts(subject: Subject, engine: Engine, sampling: Sampling) -> Compared:
     """Texts with drafts of every kind and length against texts without."""
-    model, compared, differing = Model(engine, None, head=subject.head), 0, 0
+    model, compared, differing = Model(engine, None, head=subject.head, draft_model=subject.draft_model), 0, 0
     plain = Model(subject.base, None)
+    helped = [draft for draft, helper in HELPERS.items() if helper == model.helper]
     for index, prompt in enumerate(subject.prompts):
         options = {"sampling": sampling, "max_new_tokens": subject.new_tokens, "ignore_ends": True}
         expected = plain.generate(prompt, draft="none", **options).token_ids
@@ -246,7 +248,7 @@ def check_drafts(subject: Subject, engine: Engine, sampling: Sampling) -> Compar
             ("ngram", 3),
             ("ngram", None),
             ("auto", None),
-            *([("head", None), ("head", 8)] if subject.head else []),
+            *((draft, length) for draft in helped for length in (None, 8)),
         ]
         for draft, length in kinds[index % 2 :: 2] or kinds:
             found = model.generate(prompt, draft=draft, draft_length=length, **options).token_ids

@@ -61,9 +61,11 @@ def bind_head(stored: StoredHead, target: Target) -> tuple[Head, Tensor]:
     """A stored head on a target's device, and the ids of its tokens.
 
     Raises:
-        SpeqError: it is a head of another model.
+        SpeqError: it is a head of another model, or one that ``speq train-head`` has not trained.
     """
-    stored.check_fits(target.config)
+    stored = stored.of_model(target.config)
+    if not stored.config.is_trained_here:
+        raise SpeqError(f"the head {stored.path} has a structure that is not measured here: give one of our training")
     parameters = {
         name: torch.from_numpy(value).to(target.device, target.dtype) for name, value in stored.parameters.items()
     }
