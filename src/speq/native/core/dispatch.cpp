@@ -4,6 +4,12 @@
 
 #include "core/kernels.h"
 
+#ifdef SPEQ_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace speq {
 
 // What kernels.cpp becomes for each instruction set.
@@ -22,11 +28,9 @@ Kernels make_kernels();
 }
 #endif
 #ifdef SPEQ_AMX
-// draft/draft_amx.cpp
 namespace amx {
-bool has_tiles();
-Kernels with_tiles(Kernels);
-}  // namespace amx
+Kernels with_tiles(Kernels);  // draft/draft_amx.cpp
+}
 #endif
 
 namespace {
@@ -37,6 +41,17 @@ bool has_avx512() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
+
+#ifdef SPEQ_AMX
+// Whether there are tiles for bytes, and the system lets this process use them.
+bool has_tiles() {
+    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl; the state that tiles take
+    unsigned a, b, c, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTile) || !(d & kInt8)) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 // An instruction on twelve chains of zeros, enough for its throughput to show.
 #define SPEQ_CHAINS(instruction) \
@@ -70,43 +85,32 @@ double quickest(void (*run)(int)) {
 // Whether a BF16 dot product, which takes the place of two multiply-adds and of what widens their weights, is one.
 // AMD's processors run as many a cycle of either; Intel's with AVX-512 run four multiply-adds in its time, and lose
 // with it.
-bool dot_products_pay() {
-    static const bool pay = quickest(run_dot_products) < 2.5 * quickest(run_multiply_adds);
-    return pay;
-}
-
-bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-#endif
-
-#ifdef SPEQ_AMX
-bool has_amx() {
-    static const bool has = has_avx512() && amx::has_tiles();
-    return has;
-}
+bool dot_products_pay() { return quickest(run_dot_products) < 2.5 * quickest(run_multiply_adds); }
 #endif
 
 struct Candidate {
-    bool (*usable)();
     Kernels table;
-    bool (*pays)() = [] { return true; };  // whether it is better than those after it
+    bool pays = true;  // whether it is better than those after it
 };
 
+// What this machine can run. Tables of other instruction sets are not even made: that is code of these sets, too.
 const std::vector<Candidate>& candidates() {
-    static const std::vector<Candidate> all = {
-#ifdef SPEQ_AMX
-        {has_amx,
-         amx::with_tiles(has_avx512bf16() && dot_products_pay() ? avx512bf16::make_kernels() : avx512::make_kernels())},
-#endif
+    static const std::vector<Candidate> all = [] {
+        std::vector<Candidate> usable;
 #ifdef SPEQ_X86
-        {has_avx512bf16, avx512bf16::make_kernels(), dot_products_pay},
-        {has_avx512, avx512::make_kernels()},
-        {[] {
-             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-         },
-         avx2::make_kernels()},
+        const bool bf16 = has_avx512() && __builtin_cpu_supports("avx512bf16"), bf16_pays = bf16 && dot_products_pay();
+#ifdef SPEQ_AMX
+        if (has_avx512() && has_tiles())
+            usable.push_back({amx::with_tiles(bf16_pays ? avx512bf16::make_kernels() : avx512::make_kernels())});
 #endif
-        {[] { return true; }, portable::make_kernels()},
-    };
+        if (bf16) usable.push_back({avx512bf16::make_kernels(), bf16_pays});
+        if (has_avx512()) usable.push_back({avx512::make_kernels()});
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+            usable.push_back({avx2::make_kernels()});
+#endif
+        usable.push_back({portable::make_kernels()});
+        return usable;
+    }();
     return all;
 }
 
@@ -114,15 +118,14 @@ const std::vector<Candidate>& candidates() {
 
 std::vector<std::string> available_isas() {
     std::vector<std::string> best, others;
-    for (const auto& c : candidates())
-        if (c.usable()) (c.pays() ? best : others).emplace_back(c.table.name);
+    for (const auto& c : candidates()) (c.pays ? best : others).emplace_back(c.table.name);
     best.insert(best.end(), others.begin(), others.end());
     return best;
 }
 
 const Kernels& kernels(const std::string& isa) {
     for (const auto& c : candidates())
-        if (c.usable() && (isa.empty() ? c.pays() : isa == c.table.name)) return c.table;
+        if (isa.empty() ? c.pays : isa == c.table.name) return c.table;
     throw std::invalid_argument("this machine has no kernels for '" + isa + "'");
 }
 

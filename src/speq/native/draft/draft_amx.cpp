@@ -7,14 +7,6 @@
 
 namespace speq::amx {
 
-bool has_tiles() {
-    constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
-    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of arch_prctl; the state that tiles take
-    unsigned a, b, c, d = 0;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTile) || !(d & kInt8)) return false;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-
 Kernels with_tiles(Kernels table) {
     table.name = "amx";
     // Nothing of the residuals or of how tables are made reaches a draft.
