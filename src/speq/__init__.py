@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from speq.decoding.verify import Proposal
     from speq.errors import SpeqError
     from speq.runtime.sampling import Sampling
-    from speq.serving.api import Model, Stream, load
+    from speq.serving.api import Model, Stream
+    from speq.serving.loading import load
     from speq.serving.result import Result
 
 _HOMES = {
@@ -35,7 +36,7 @@ _HOMES = {
     "SpeqError": "speq.errors",
     "Statistics": "speq.decoding.stats",
     "Stream": "speq.serving.api",
-    "load": "speq.serving.api",
+    "load": "speq.serving.loading",
 }
 
 __all__ = [

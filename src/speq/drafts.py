@@ -23,19 +23,24 @@ FREE_DRAFTS: tuple[DraftName, ...] = tuple(name for name in DRAFTS if name not i
 ONE_HELPER = "a draft head and a draft model exclude each other: give one of them"
 
 
+_MISSING: Mapping[Helper, str] = {
+    "head": "a trained head: give its directory with --draft-head (draft_head=)",
+    "model": "another model: name one with --draft-model (draft_model=)",
+}
+
+
 def missing_helper(draft: str, given: Helper | None) -> str | None:
     """What is wrong with asking for a draft while this is given; ``None`` if nothing is."""
-    for name, needed, what in (
-        ("head", "a trained head", "give its directory with --draft-head (draft_head=)"),
-        ("model", "another model", "name one with --draft-model (draft_model=)"),
-    ):
-        if given != name and any(draft == each for each, helper in HELPERS.items() if helper == name):
-            return f"the draft {draft} needs {needed}: {what}"
-    return None
+    needed = _needed(draft)
+    return None if needed in (None, given) else f"the draft {draft} needs {_MISSING[needed]}"
 
 
 def unused_helper(draft: str, given: Helper | None) -> str | None:
     """What is wrong with giving this for a draft that has no use for it; ``None`` if nothing is."""
-    if given is None or draft == "auto" or any(draft == each for each, helper in HELPERS.items() if helper == given):
+    if given is None or draft == "auto" or _needed(draft) == given:
         return None
     return f"the draft {draft} has no use for a draft {given}: leave out --draft-{given}, or choose another draft"
+
+
+def _needed(draft: str) -> Helper | None:
+    return next((helper for name, helper in HELPERS.items() if name == draft), None)

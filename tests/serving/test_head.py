@@ -24,7 +24,6 @@ from speq.runtime.batch import HeadSpan
 from speq.runtime.engine import Engine
 from speq.runtime.head import ExecutedHead
 from speq.runtime.sampling import Sampling
-from speq.serving.exactness import DisturbedDraw, Subject, check_drafts
 from speq.training.layout import write_head
 
 SAMPLINGS = [Sampling(), Sampling(0.8, top_k=30, top_p=0.95, seed=3), Sampling(1.3, seed=5)]
@@ -458,18 +457,6 @@ def test_an_interruption_within_the_head_loses_no_token(model, monkeypatch, name
     found += [token for piece in other for token in piece.token_ids]
     assert found == alone[1]
     assert model.generate(prompts[0], draft="head", max_new_tokens=30).token_ids == alone[0]
-
-
-def test_verify_tries_drafts_of_a_head(checkpoint, model):
-    converted = load_fitting(converted_model(str(checkpoint)))
-    prompts = [[10, 200, 33, 33, 7], [65, 66, 67, 10, 65, 66]]
-    subject = Subject(converted, prompts, 1, 12, head=model.head)
-    without = Subject(converted, prompts, 1, 12)
-    for sampling in SAMPLINGS:
-        compared, differing = check_drafts(subject, subject.base, sampling)
-        assert differing == 0
-        assert compared > check_drafts(without, without.base, sampling)[0]
-    assert check_drafts(subject, DisturbedDraw(subject.base), SAMPLINGS[2])[1] > 0
 
 
 def test_a_drafter_of_the_callers_own_may_read_hidden_states(model):

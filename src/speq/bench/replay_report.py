@@ -28,7 +28,7 @@ from speq.checkpoint.store import load_converted
 from speq.drafts import FREE_DRAFTS
 from speq.errors import SpeqError
 from speq.runtime.sampling import Sampling
-from speq.serving.api import load
+from speq.serving.loading import load
 
 CLAIRVOYANT = "clairvoyant"
 CHAINS = "clairvoyant, no first stage"

@@ -29,7 +29,8 @@ from speq.checkpoint.storage import Progress
 from speq.checkpoint.store import load_converted
 from speq.errors import SpeqError
 from speq.runtime.sampling import Sampling
-from speq.serving.api import Model, load
+from speq.serving.api import Model
+from speq.serving.loading import load
 
 _WARM_UPS = 2  # prompts
 

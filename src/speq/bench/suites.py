@@ -22,7 +22,7 @@ from speq.checkpoint.store import Converted, load_converted
 from speq.graph.step import Weights
 from speq.models.tensors import fit
 from speq.runtime.engine import Engine
-from speq.serving.api import load
+from speq.serving.loading import load
 
 Say = Callable[[str], None]
 """Told in a few words what is measured next."""

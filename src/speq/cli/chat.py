@@ -37,7 +37,7 @@ def chat(
     parsed = parse_decoding(options)
     helpers.check(parsed.draft)
     decoding = parsed.to_stream()
-    from speq.serving.api import load
+    from speq.serving.loading import load
 
     stdin()  # closed: say so at once
     opening = [{"role": "system", "content": system}] if system else []

@@ -66,7 +66,7 @@ def generate(
     helpers.check(decoding.draft)
     given = _read_prompt(prompt, file, ids)
     from speq.decoding.trace import check_writable
-    from speq.serving.api import load
+    from speq.serving.loading import load
 
     if trace:
         check_writable(trace)

@@ -153,7 +153,7 @@ class Helpers:
             raise click.UsageError(wrong)
 
     def to_load(self) -> dict[str, Any]:
-        """Keyword arguments for :func:`speq.serving.api.load`."""
+        """Keyword arguments for :func:`speq.serving.loading.load`."""
         return {"draft_head": self.draft_head, "draft_model": self.draft_model}
 
 

@@ -53,8 +53,8 @@ def verify(
     from speq.bench.prompts import builtin_prompts, read_prompts
     from speq.checkpoint.store import load_converted
     from speq.conversion.locate import converted_model
-    from speq.serving.api import load
     from speq.serving.exactness import Subject, outcomes
+    from speq.serving.loading import load
 
     if context is not None:
         raise click.UsageError("verify chooses its own context: leave out --context")

@@ -21,7 +21,7 @@ from speq.decoding.verify import Proposal
 from speq.limits import BATCH_ROWS
 from speq.runtime.batch import HeadSpan, Level
 from speq.runtime.kv import KVHandle, KVPool
-from speq.runtime.sampling import GREEDY, Sampling
+from speq.runtime.sampling import GREEDY, Likely, Sampling
 
 DEPTH = 5
 """Tokens of the longest chain; heads are trained on chains of four."""
@@ -34,11 +34,8 @@ _CONTINUED = 0.15  # probability below which a node is not worth a step of the h
 States: TypeAlias = NDArray[np.float32]
 
 
-Likely: TypeAlias = list[tuple[int, float]]
-"""The model's ids of tokens with their probabilities, the most probable first."""
-
 Given: TypeAlias = tuple[States, list[Likely]]
-"""What a step over a span gives: outputs of its rows, and what is likely after each wanted one."""
+"""What a step over a span gives: outputs of its rows, and what is likely after each wanted one, by the model's ids."""
 
 
 class Head(Protocol):

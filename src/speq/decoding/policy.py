@@ -107,7 +107,7 @@ class Policy:
         self._now = now = self._among(situation.load)
         situation.drafting = situation.load  # until a pass shows who drafts
         self._is_plain = self._pauses = False
-        self._told = 0  # proposals of a first stage in this round
+        self._told = 0
         if self._may_pause and limit:
             if now.pause_left:
                 now.pause_left -= 1

@@ -8,11 +8,7 @@ But it holds traces of all texts that it has seen, so whoever serves several peo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
-
-Weighted: TypeAlias = Sequence[tuple[int, float]]
-"""Tokens with their probabilities, the most probable first."""
+from speq.runtime.sampling import Likely
 
 _CAPACITY = 1 << 15  # contexts, each with a handful of successors
 _KEPT = 6  # successors of a context
@@ -30,12 +26,12 @@ class SuccessorTable:
 
     def __init__(self, capacity: int = _CAPACITY) -> None:
         self._capacity = capacity
-        self._known: dict[tuple[int, ...], Weighted] = {}
+        self._known: dict[tuple[int, ...], Likely] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def learn(self, before: int | None, token: int, likely: Weighted) -> None:
+    def learn(self, before: int | None, token: int, likely: Likely) -> None:
         """Take the distribution that followed ``token``, which came after ``before``."""
         if not likely:
             return
@@ -43,11 +39,11 @@ class SuccessorTable:
         if before is not None:
             self._renew((before, token), likely)
 
-    def successors(self, before: int | None, token: int) -> Weighted:
+    def successors(self, before: int | None, token: int) -> Likely:
         """What is likely to follow ``token`` after ``before``; empty if nothing is known."""
         return self._known.get((before, token) if before is not None else (token,)) or self._known.get((token,), ())
 
-    def _renew(self, context: tuple[int, ...], likely: Weighted) -> None:
+    def _renew(self, context: tuple[int, ...], likely: Likely) -> None:
         known = self._known.pop(context, None)
         if known is None:
             merged = list(likely)

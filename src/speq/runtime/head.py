@@ -33,11 +33,10 @@ from speq.models.head_files import StoredHead
 from speq.runtime.batch import HeadSpan
 from speq.runtime.engine import Backend, Ends, Engine
 from speq.runtime.kv import KVPool
+from speq.runtime.sampling import Likely
 
 GROUP = 32
 """Weights that share a scale of the head's draft codes."""
-
-Likely = list[tuple[int, float]]
 
 
 class ExecutedHead:

@@ -13,7 +13,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from speq import _native
 from speq.errors import SpeqError
@@ -82,19 +82,23 @@ class Sampling:
 GREEDY = Sampling()
 
 
+Likely: TypeAlias = Sequence[tuple[int, float]]
+"""Tokens with their probabilities, the most probable first."""
+
+
 class Choice(NamedTuple):
     """A drawn token and how sure the draw was, in 0..1: a hint for the draft length, of no effect on the tokens.
 
     Greedy: the token's softmax probability. Sampled: its share of the race against the runner-up.
 
     Attributes:
-        likely: as many of the most probable (token, probability) as were asked for, or as there are: after temperature
-            and filters, the most probable first, of equally probable ones the lower id.
+        likely: as many of the most probable tokens as were asked for, or as there are, after temperature and filters;
+            of equally probable ones the lower id comes first.
     """
 
     token: int
     confidence: float
-    likely: Sequence[tuple[int, float]] = ()
+    likely: Likely = ()
 
 
 def choose(

@@ -1,4 +1,4 @@
-"""The Python interface: load a model, stream or generate text.
+"""A model as callers use it: it streams or generates any number of texts.
 
 >>> model = speq.load("smollm2-135m-instruct")
 >>> result = model.generate("Name three rivers.", sampling=speq.Sampling(temperature=0.8, seed=1))
@@ -11,10 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from speq.checkpoint.storage import expanded
 from speq.decoding.checked import CheckedDrafter
 from speq.decoding.draft_model import ModelDrafter
 from speq.decoding.drafters import Cascade, Drafter, NoDrafter, SelfDrafter, Straight
@@ -29,14 +27,13 @@ from speq.decoding.stop import StopStrings
 from speq.decoding.stream import Piece, stream_pieces
 from speq.decoding.successors import SuccessorTable
 from speq.decoding.trace import Step, Trace
-from speq.drafts import DRAFTS, HELPERS, ONE_HELPER, DraftName, Helper, missing_helper
+from speq.drafts import DRAFTS, HELPERS, DraftName, Helper, missing_helper
 from speq.errors import SpeqError
-from speq.limits import LONGEST_DRAFT, SEQUENCES
+from speq.limits import LONGEST_DRAFT
 from speq.runtime.batch import Engine
 from speq.runtime.sampling import Sampling
 from speq.runtime.single import SingleSequence
 from speq.runtime.turns import Turns
-from speq.serving.heap import return_freed_memory
 from speq.serving.result import Result
 
 if TYPE_CHECKING:
@@ -387,73 +384,6 @@ class Model:
             if feed.setting:
                 self._policies[feed.setting] = feed.request.policy
             self._dropped.popleft()
-
-
-def load(
-    name: str | Path,
-    *,
-    threads: int | None = None,
-    context: int | None = None,
-    sequences: int = SEQUENCES,
-    backend: Literal["native", "reference"] = "native",
-    draft_head: str | Path | None = None,
-    draft_model: str | Path | None = None,
-    progress: Progress | None = None,
-) -> Model:
-    """Load a model, fetching and converting it first if need be.
-
-    Args:
-        name: a directory (Hugging Face layout or converted), a .gguf file, a catalogue name or a hub id.
-        threads: for the kernels; ``None`` uses every core.
-        context: limits the KV cache; ``None`` allows the model's own context length.
-        sequences: how many texts may be generated at once; more of them wait.
-        backend: ``native`` kernels, or the ``reference`` ones in NumPy.
-        draft_head: directory of a trained head (see ``speq train-head``), which proposes tokens for the draft to check.
-        draft_model: a smaller model with the same tokenizer, named as ``name`` is, which does so instead.
-        progress: called with (label, done, total) during a fetch or conversion.
-
-    Raises:
-        SpeqError: the model cannot be found, read, converted or run, or the head is none, damaged or another model's,
-            or the same with the draft model, or its tokens are others, or both are given.
-    """
-    from speq.conversion.locate import converted_model
-    from speq.models.head_files import read_head
-    from speq.models.tensors import load_fitting
-    from speq.models.tokenizer import Tokenizer, end_ids
-    from speq.processors import checked_threads
-    from speq.runtime.engine import Engine as ModelEngine
-
-    if draft_head is not None and draft_model is not None:
-        raise SpeqError(ONE_HELPER)
-    threads = checked_threads(threads)
-    stored = read_head(expanded(str(draft_head))) if draft_head is not None else None
-    path = converted_model(str(name), progress=progress, threads=threads)
-    converted = load_fitting(path, threads=threads)
-    engine = ModelEngine(converted, backend=backend, threads=threads, context=context, sequences=sequences)
-    head = None
-    if stored is not None:
-        from speq.runtime.head import head_of
-
-        head = head_of(engine, stored, backend=backend, threads=threads)
-    drafting = None
-    if draft_model is not None:
-        from speq.serving.draft_model import load_draft_model
-
-        drafting = load_draft_model(draft_model, path, engine, backend=backend, threads=threads, progress=progress)
-    tokenizer = Tokenizer(path, name=str(name)) if converted.tokenizer else None
-    ends = tokenizer.eos_ids if tokenizer else end_ids(path, str(name))
-    return_freed_memory()
-    return Model(
-        engine,
-        tokenizer,
-        name=str(name),
-        format=converted.spec.format,
-        threads=threads,
-        ends=ends,
-        notes=converted.notes,
-        head=head,
-        draft_model=drafting,
-    )
 
 
 def _both(first: OnRound, second: OnRound | None) -> OnRound:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from speq.checkpoint.storage import Progress
 from speq.errors import SpeqError
 from speq.runtime.engine import Backend, Engine
+
+if TYPE_CHECKING:
+    from speq.models.tokenizer import Tokenizer
 
 Tokens: TypeAlias = dict[int, str]
 """A vocabulary by ids."""
@@ -15,7 +18,7 @@ Tokens: TypeAlias = dict[int, str]
 
 def load_draft_model(
     name: str | Path,
-    model: Path,
+    tokenizer: Tokenizer | None,
     engine: Engine,
     *,
     backend: Backend = "native",
@@ -26,7 +29,7 @@ def load_draft_model(
 
     Args:
         name: what it is called, as for :func:`speq.load`.
-        model: the converted directory of the other one, whose ``engine`` it is to help.
+        tokenizer, engine: of the one that it is to help.
         backend, threads, progress: as for :func:`speq.load`.
 
     Raises:
@@ -35,11 +38,13 @@ def load_draft_model(
     from speq.conversion.locate import converted_model
     from speq.models.config import model_config
     from speq.models.tensors import load_fitting
+    from speq.models.tokenizer import Tokenizer
 
     path = converted_model(str(name), progress=progress, threads=threads)
     converted = load_fitting(path, threads=threads)
     config = model_config(converted.config)
-    own, others = _tokens(path), _tokens(model)
+    own = Tokenizer(path).tokens if converted.tokenizer else None
+    others = tokenizer.tokens if tokenizer else None
     if own is None and others is None:
         own, others = (dict.fromkeys(range(size), "") for size in (config.vocab_size, engine.vocab_size))
     check_same_tokens(str(name), own, others)
@@ -66,10 +71,3 @@ def check_same_tokens(name: str, own: Tokens | None, others: Tokens | None) -> N
         else f"token {differing} is {own[differing]!r} there and {others[differing]!r} here"
     )
     raise SpeqError(f"the draft model {name} has another tokenizer ({what}): give a smaller model of the same family")
-
-
-def _tokens(path: Path) -> Tokens | None:
-    """Those of the tokenizer in a directory; ``None`` without one."""
-    from speq.models.tokenizer import Tokenizer
-
-    return Tokenizer(path).tokens if (path / "tokenizer.json").is_file() else None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isas import DRAFTS_SEVERAL_ROWS_APART
 
 from speq.backends.cpu import NativeStep, available_isas
 from speq.backends.reference.step import ReferenceStep
@@ -67,7 +68,7 @@ def run_alone(step, tokens, start, *, isa, draft, parents=None):
     """Logits of a span without neighbours. Where BF16 dot products or tiles draft several rows, a row alone is drafted
     in another way and has a companion here.
     """
-    if draft and isa in ("avx512bf16", "amx") and len(tokens) == 1:
+    if draft and isa in DRAFTS_SEVERAL_ROWS_APART and len(tokens) == 1:
         return run(step, np.repeat(tokens, 2), start, draft=True)[:1]
     return run(step, tokens, start, draft=draft, parents=parents)
 

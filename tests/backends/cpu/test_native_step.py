@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from isas import DRAFTS_SEVERAL_ROWS_APART
 
 from speq.backends.cpu import NativeStep, available_isas
 from speq.backends.reference.step import ReferenceStep
@@ -182,7 +183,7 @@ def test_the_number_of_tokens_in_a_pass_changes_no_bit(name, isa, draft):
     program, weights = model(name)
     whole = in_passes(native_step(program, weights, isa=isa), [40], draft=draft)
     alone = [[1] * 40, [39, 1]]
-    if draft and isa in ("avx512bf16", "amx"):  # a draft of one token is of another kind there than one of several
+    if draft and isa in DRAFTS_SEVERAL_ROWS_APART:  # a draft of one token is of another kind there than one of several
         alone = [[2] * 20]
     for sizes in (*alone, [2, 3, 4, 5, 6, 7, 8, 5], [16, 9, 15], [24, 16]):
         assert np.array_equal(in_passes(native_step(program, weights, isa=isa), sizes, draft=draft), whole), sizes
@@ -201,8 +202,8 @@ def test_threads_and_instruction_sets_change_no_bit(name, draft):
     }
     # Where there are BF16 dot products a draft of several tokens rounds its activations to BF16, elsewhere to 8 bits,
     # whose products tiles add in another order.
-    others = [isa for isa in ISAS if isa not in ("avx512bf16", "amx")]
-    kinds = [others, *([isa] for isa in ("avx512bf16", "amx") if isa in ISAS)]
+    others = [isa for isa in ISAS if isa not in DRAFTS_SEVERAL_ROWS_APART]
+    kinds = [others, *([isa] for isa in DRAFTS_SEVERAL_ROWS_APART if isa in ISAS)]
     for isas in kinds if draft else [ISAS]:
         same = [rows for isa in isas for rows in results[isa]]
         assert all(np.array_equal(rows, same[0]) for rows in same)
@@ -394,7 +395,7 @@ def without_threads(code, stack=ORDINARY_STACK):
         [sys.executable, "-c", code],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (stack, hard)),
         cwd=Path(__file__).parent,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=100,

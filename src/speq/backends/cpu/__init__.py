@@ -1,7 +1,7 @@
 """The native step: a :class:`StepProgram` bound once to memory and replayed by one call into C++ without the GIL.
 
-``SPEQ_ISA`` (``avx512``, ``avx2``, ``portable``) overrides the choice of kernels, which give the same bits in every
-case.
+``SPEQ_ISA`` (``amx``, ``avx512``, ``avx2``, ``portable``) overrides the choice of kernels, whose exact passes give the
+same bits in every case.
 """
 
 from __future__ import annotations

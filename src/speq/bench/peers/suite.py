@@ -17,7 +17,7 @@ from speq.checkpoint.store import load_converted
 from speq.errors import SpeqError
 from speq.models.config import model_config
 from speq.processors import default_threads
-from speq.serving.api import load
+from speq.serving.loading import load
 
 
 def peers_report(

@@ -54,7 +54,8 @@ class DraftTiles {
     // y[row_block - begin][token][4]
     void run(int begin, int end, float* y) const {
         configure();
-        for (int rb = begin; rb < end; rb += kTileBlocks) multiply(rb, std::min(kTileBlocks, end - rb), y);
+        for (int rb = begin; rb < end; rb += kTileBlocks)
+            multiply(rb, std::min(kTileBlocks, end - rb), y + static_cast<size_t>(rb - begin) * M * kRowsPerBlock);
         _tile_release();
     }
 
@@ -83,8 +84,7 @@ class DraftTiles {
             uint16_t row_bytes[16] = {};
             uint8_t rows[16] = {};
         } config;
-        constexpr int sums[] = {0, 1};
-        for (int tile : sums) config.row_bytes[tile] = kLine, config.rows[tile] = M;
+        for (int tile = 0; tile < 2; ++tile) config.row_bytes[tile] = kLine, config.rows[tile] = M;
         config.row_bytes[2] = kDepth, config.rows[2] = M;
         config.row_bytes[3] = kLine, config.rows[3] = kDepth / 4;
         _tile_loadconfig(&config);
@@ -92,7 +92,7 @@ class DraftTiles {
 
     // While the tiles multiply one block, the next is decoded and the sums of the last are scaled: what a tile loads
     // has to have left the store buffer before.
-    void multiply(int rb, int count, float*& y) const {
+    void multiply(int rb, int count, float* y) const {
         const int blocks = w_.blocks();
         Rows rows;
         for (int i = 0; i < kTileBlocks; ++i) {
@@ -116,7 +116,6 @@ class DraftTiles {
                 std::memcpy(y + (static_cast<size_t>(i) * M + t) * kRowsPerBlock, sums + i * kRowsPerBlock,
                             kRowsPerBlock * sizeof(float));
         }
-        y += static_cast<size_t>(count) * M * kRowsPerBlock;
     }
 
     // The levels of a block, line by line, with the rows in the order 0 2 4 6 1 3 5 7, 8 10 12 14 9 11 13 15. Codes are
